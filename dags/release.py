@@ -1,0 +1,47 @@
+"""``release_<workload>``: from a registered version to the one that serves. Wiring only."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.sdk import DAG, Asset, Param
+
+from tasks.orchestrate.catalogue import declared, release_docs
+from tasks.orchestrate.notifier import DrydockNotifier
+from tasks.orchestrate.operator import BakeOperator, ReleaseOperator
+from tasks.orchestrate.review import ReviewOperator
+
+for workload in declared():
+    name = workload.name
+    with DAG(
+        f"release_{name}",
+        description=f"Review, start and switch to a version of {name}",
+        schedule=[Asset(f"model_{name}", uri=f"drydock://models/{name}", group="model")],
+        # A release that bakes or waits for a person must not hold up the next one; the ledger serialises what
+        # changes traffic, and refuses a switch whose champion is no longer the one that was reviewed.
+        max_active_runs=16,
+        params={
+            "version": Param(None, type=["null", "string"], description="empty: the version of the asset's event"),
+            "reason": Param(None, type=["null", "string"], description="kept in the ledger"),
+        },
+        tags=["release", name],
+        doc_md=release_docs(workload),
+        default_args={
+            "retries": 3,
+            "retry_delay": timedelta(seconds=2),
+            "retry_exponential_backoff": 2.0,
+            "priority_weight": 100 + workload.priority,
+            "on_failure_callback": DrydockNotifier(workload=name),
+        },
+    ) as dag:
+        review = ReviewOperator(
+            task_id="review",
+            workload=name,
+            params={"reason": Param("reviewed", type="string", minLength=3, description="kept with your name")},
+        )
+        start = ReleaseOperator(task_id="start", action="start", workload=name)
+        ready = ReleaseOperator(task_id="ready", action="ready", workload=name)
+        switch = ReleaseOperator(task_id="switch", action="switch", workload=name)
+        bake = BakeOperator(task_id="bake", workload=name, seconds=workload.rollout.bake_seconds)
+
+        review >> start >> ready >> switch >> bake

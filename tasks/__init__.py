@@ -1,0 +1,1 @@
+"""Drydock: models are built, inspected, refitted, launched and recalled here."""

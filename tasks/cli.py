@@ -1,0 +1,338 @@
+"""The ``drydock`` command. Its verbs are a contract; each ends with an exit code of ``tasks.spec.errors``."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from tasks.site import Site
+from tasks.spec.errors import BadRequest, DrydockError, Refused, TryAgain, from_os
+from tasks.spec.load import load_workload, workload_names
+
+STARTED = time.monotonic()
+
+
+def say(line: str) -> None:
+    """Tell progress, with the seconds since the command began."""
+    click.echo(f"[{time.monotonic() - STARTED:6.1f} s] {line}")
+
+
+def give(data: Any, as_json: bool, text: str) -> None:
+    """Print data for a program, or text for a person."""
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str) if as_json else text)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="print JSON for a program")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="drydock")
+def cli() -> None:
+    """Build, inspect, refit, launch and recall models: Airflow says when, MLflow remembers, Envoy routes."""
+
+
+@cli.command()
+@click.argument("workload", default="digits")
+@click.option("--services-only", is_flag=True, help="start the services without a run")
+def up(workload: str, services_only: bool) -> None:
+    """Start Airflow, MLflow and the gateway; take WORKLOAD to a live model if it has none; ask it once."""
+    from tasks.command.up import bring_up
+
+    bring_up(Site(), None if services_only else workload, say)
+
+
+@cli.command()
+@click.option("--purge", is_flag=True, help="forget the state too")
+def down(purge: bool) -> None:
+    """Stop everything that `up` started."""
+    from tasks.stack import down
+
+    down(Site(), purge)
+    say("down" + (", the state is forgotten" if purge else ""))
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def test(arguments: tuple[str, ...]) -> NoReturn:
+    """Install what the tests need and run them; ARGUMENTS go to pytest."""
+    from tasks.command.test import run_tests
+
+    sys.exit(run_tests(Site(), list(arguments)))
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--feature", type=click.Choice(["table", "image", "text"]), default="table", help="what the model reads")
+@click.option("--own-model", is_flag=True, help="bring your own network in model.py")
+def new(name: str, feature: str, own_model: bool) -> None:
+    """Make the folder of a new workload from a template."""
+    from tasks.new import new_workload
+
+    path = new_workload(Site(), name, feature, own_model)
+    click.echo(f"{path}: edit it, then ./drydock validate {name} and ./drydock run {name}")
+
+
+@cli.command()
+@click.argument("workload", required=False)
+@json_option
+def validate(workload: str | None, as_json: bool) -> None:
+    """Check a workload file (default: all) and print the effective one, with every default."""
+    import yaml
+
+    site = Site()
+    names = [workload] if workload else workload_names(site.workloads)
+    found = {name: load_workload(site.workloads, name).model_dump(mode="json") for name in names}
+    text = yaml.safe_dump(found[workload], sort_keys=False) if workload else "\n".join(f"{n}: right" for n in names)
+    give(found, as_json, text.rstrip())
+
+
+@cli.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show services, and per workload champion, candidate, replicas, latency, errors, and what happened last."""
+    from tasks.command.status import status_of, status_text
+
+    found = status_of(Site())
+    give(found, as_json, status_text(found))
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("-n", "lines", default=100, show_default=True, help="how many lines")
+def logs(name: str | None, lines: int) -> None:
+    """Show the log of a service, a replica or a job (no NAME: list them)."""
+    from tasks.command.logs import known_logs, log_path
+
+    site = Site()
+    if name is None:
+        click.echo("\n".join(sorted(known_logs(site))))
+        return
+    click.echo("\n".join(log_path(site, name).read_text(errors="replace").splitlines()[-lines:]))
+
+
+@cli.command()
+@click.argument("workload")
+@click.option("--local", is_flag=True, help="run the same steps in this process, without Airflow")
+@click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="as in the trigger form; repeatable")
+@json_option
+def run(workload: str, local: bool, params: tuple[str, ...], as_json: bool) -> None:
+    """Retrain WORKLOAD now and follow its tasks."""
+    site, asked = Site(), parse_params(params)
+    tell = (lambda line: None) if as_json else say
+    if local:
+        from tasks.local import run_local
+        from tasks.spec.changes import changed
+
+        done = run_local(changed(load_workload(site.workloads, workload), asked), site, tell)
+        result = done["register"]
+    else:
+        from tasks.command.up import retrain
+
+        result = retrain(site, workload, asked, tell)
+    text = f"{workload}: version {result['version']}, package {result['package_sha256'][:12]}"
+    if not result["created"]:
+        text += "; this package was registered before"
+    elif not local:
+        text += f"; its release follows: ./drydock status, or release_{workload} in Airflow"
+    give(result, as_json, text)
+
+
+def parse_params(params: tuple[str, ...]) -> dict[str, Any]:
+    """Read NAME=VALUE pairs; values are JSON where they are (numbers, true, false), else text."""
+    found: dict[str, Any] = {}
+    for param in params:
+        name, equals, text = param.partition("=")
+        if not equals:
+            raise BadRequest(f"--param {param}: must be NAME=VALUE")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("request", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="publish the room here (default: the site's rooms)")
+def step(name: str, request: Path, out: Path | None) -> None:
+    """Run one step from its request, as a container does; the result is printed as JSON."""
+    from tasks.command.step import run_request
+
+    click.echo(json.dumps(run_request(name, request, out, Site())))
+
+
+@cli.command()
+@click.argument("workload")
+@click.option("--approve", metavar="VERSION")
+@click.option("--reject", metavar="VERSION")
+@click.option("--reason", default="")
+@json_option
+def review(workload: str, approve: str | None, reject: str | None, reason: str, as_json: bool) -> None:
+    """Show what waits for a person, with its evidence; or decide it."""
+    from tasks.command.review import decide_version, waiting
+
+    site = Site()
+    if approve and reject:
+        raise BadRequest("--approve and --reject: give one of them")
+    if version := approve or reject:
+        decide_version(site, workload, version, bool(approve), reason, user())
+        click.echo(f"{workload} version {version}: {'approved' if approve else 'rejected'}")
+        return
+    found = waiting(site, workload)
+    lines = [f"{q.title}\n{q.body}\n" for q in found] or [f"{workload}: nothing waits for a review"]
+    give([q.model_dump(mode="json") for q in found], as_json, "\n".join(lines))
+
+
+@cli.command()
+@click.argument("workload")
+@click.argument("version")
+@click.option("--reason", default="released by hand")
+def release(workload: str, version: str, reason: str) -> None:
+    """Roll VERSION out: its release DAG, followed until traffic is switched."""
+    from tasks.command.up import release_version
+
+    release_version(Site(), workload, version, reason, say)
+
+
+@cli.command()
+@click.argument("workload")
+@click.option("--to", metavar="VERSION", help="default: the previous one")
+@click.option("--reason", required=True)
+def rollback(workload: str, to: str | None, reason: str) -> None:
+    """Go back to the previous version, or to any that served; needs no Airflow."""
+    from tasks.delivery import Order
+    from tasks.delivery import rollback as roll_back
+
+    intent_id = f"cli:{user()}:{dt.datetime.now(dt.UTC).isoformat()}"
+    order = Order(workload=workload, version=to, actor=user(), reason=reason, intent_id=intent_id)
+    intent = roll_back(order, Site())
+    say(f"{workload}: version {intent['target']['version']} serves")
+
+
+@cli.command()
+@click.argument("workload")
+@click.option("--at", metavar="TIME", help="what served then (ISO 8601, with zone)")
+@click.option("--passport", metavar="ID", help="from an answer's x-drydock-passport back to its origin")
+@json_option
+def history(workload: str, at: str | None, passport: str | None, as_json: bool) -> None:
+    """The ledger: what served when, who approved it, why it left."""
+    from tasks.history import history_text, origin_of, served_at
+
+    site = Site()
+    if passport:
+        found: Any = origin_of(site, workload, passport)
+        give(found, as_json, "\n".join(f"{name:<20} {value}" for name, value in found.items()))
+    elif at:
+        found = served_at(site, workload, at)
+        give(found, as_json, f"{workload}: version {found['version']}, package {found['digest_sha256']}")
+    else:
+        rows = [row.model_dump(mode="json") for row in site.ledger.history(workload)]
+        site.ledger.verify()
+        give(rows, as_json, history_text(workload, rows))
+
+
+@cli.group()
+def data() -> None:
+    """Dataset revisions."""
+
+
+@data.command("list")
+@click.argument("workload", required=False)
+@json_option
+def data_list(workload: str | None, as_json: bool) -> None:
+    """List the dataset revisions."""
+    from tasks.data.revisions import revisions
+
+    found = revisions(Site().datasets, workload)
+    lines = [f"{row['revision']:<40} {row['at'][:19]}  {row['data_sha256'][:16]}" for row in found]
+    give(found, as_json, "\n".join(lines) or "no revision yet")
+
+
+@data.command("show")
+@click.argument("revision")
+@json_option
+def data_show(revision: str, as_json: bool) -> None:
+    """Show a revision's columns, rows by split and rows by class."""
+    import yaml
+
+    from tasks.data.revisions import show
+
+    found = show(Site().datasets, revision)
+    give(found, as_json, yaml.safe_dump(found, sort_keys=False).rstrip())
+
+
+@data.command("diff")
+@click.argument("before")
+@click.argument("after")
+@json_option
+def data_diff(before: str, after: str, as_json: bool) -> None:
+    """Compare two revisions: rows by split and by class, before and after."""
+    from tasks.data.revisions import diff
+
+    found = diff(Site().datasets, before, after)
+    changes = [(kind, name, was, now) for kind, rows in found.items() for name, (was, now) in rows.items()]
+    lines = [f"{kind}: {name:<20} {was:>8} -> {now}" for kind, name, was, now in changes]
+    give(found, as_json, "\n".join(lines))
+
+
+@data.command("get")
+@click.argument("revision")
+@click.argument("out", type=click.Path(path_type=Path))
+def data_get(revision: str, out: Path) -> None:
+    """Write a revision's data to a new Parquet file, held against its digest."""
+    from tasks.data.revisions import get
+
+    click.echo(get(Site().datasets, revision, out))
+
+
+@cli.command()
+@click.argument("name", required=False)
+@json_option
+def bench(name: str | None, as_json: bool) -> None:
+    """Run a benchmark beside its reference (no NAME: list them); exit 10 where a limit is missed."""
+    from tasks.command.bench import bench_names, run_bench, table
+
+    site = Site()
+    if name is None:
+        click.echo("\n".join(bench_names(site)))
+        return
+    found = run_bench(site, name)
+    click.echo(json.dumps(found) if as_json else table(found))
+    if missed := [row["name"] for row in found["rows"] if not row["ok"]]:
+        raise Refused(f"bench {name}: missed {', '.join(missed)}")
+
+
+def user() -> str:
+    """Return who asks, as the ledger keeps it."""
+    return os.environ.get("DRYDOCK_USER") or os.environ.get("SUDO_USER") or os.environ.get("USER") or "root"
+
+
+def main() -> int:
+    """Run the command; every error is one line on stderr."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 0
+    except click.ClickException as error:
+        return _fail(BadRequest(error.format_message()))
+    except click.Abort:
+        return _fail(TryAgain("stopped; the same command goes on where it was"))
+    except DrydockError as error:
+        return _fail(error)
+    except OSError as error:
+        return _fail(from_os(error))
+    return 0
+
+
+def _fail(error: DrydockError) -> int:
+    click.echo(f"error: {error}", err=True)
+    return error.exit_code

@@ -1,0 +1,82 @@
+"""Following a run of a DAG: a line for each task that ends, and the error of the one that failed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tasks.orchestrate.api import ENDED, AirflowApi
+from tasks.spec.errors import DrydockError, TryAgain, heard
+
+POLL_SECONDS = 0.4
+Say = Callable[[str], None]
+MARKS = {
+    "success": "done",
+    "failed": "FAILED",
+    "skipped": "skipped",
+    "upstream_failed": "not run",
+    "removed": "removed",
+}
+
+
+def follow(
+    api: AirflowApi,
+    dag_id: str,
+    run_id: str,
+    say: Say,
+    until: frozenset[str] = frozenset(),
+    seconds: float = 3600,
+) -> str:
+    """Tell each task's end; return the run's state, or ``reached`` once all tasks of ``until`` have succeeded.
+
+    Raises:
+        DrydockError: the run failed; kind and message are those of the failed task.
+        TryAgain: it has not ended in time.
+    """
+    told: set[tuple[str, int]] = set()
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        tasks, run = api.tasks(dag_id, run_id), api.run(dag_id, run_id)
+        for task in sorted(tasks, key=lambda t: (t["end_date"] or "", t["task_id"])):
+            _tell(task, told, say)
+        if until and until <= {task["task_id"] for task in tasks if task["state"] == "success"}:
+            return "reached"
+        if run["state"] in ENDED:
+            if run["state"] == "failed":
+                raise failure(api, dag_id, run_id, tasks)
+            return str(run["state"])
+        time.sleep(POLL_SECONDS)
+    raise TryAgain(f"{dag_id}: run {run_id} has not ended after {seconds:.0f} s; it goes on in Airflow")
+
+
+def failure(api: AirflowApi, dag_id: str, run_id: str, tasks: list[dict[str, Any]]) -> DrydockError:
+    """Return the error of a failed run: the message of its first failed task."""
+    failed = [task for task in tasks if task["state"] == "failed"]
+    if not failed:
+        return DrydockError(f"{dag_id}: run {run_id} failed without a failed task")
+    task = failed[0]
+    error = last_error(api.task_log(dag_id, run_id, task))
+    return type(error)(f"{dag_id}.{_name(task)}: {error}")
+
+
+def last_error(log: str) -> DrydockError:
+    """Return the error that a task's log ends with; one that we don't know is told by its last line."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    for line in reversed(lines):
+        if error := heard(line):
+            return error
+    return DrydockError(lines[-1] if lines else "its log is empty")
+
+
+def _tell(task: dict[str, Any], told: set[tuple[str, int]], say: Say) -> None:
+    key = (task["task_id"], task["map_index"])
+    if task["state"] not in MARKS or key in told:
+        return
+    told.add(key)
+    seconds = f"{task['duration']:.1f} s" if task["duration"] else ""
+    say(f"{_name(task):<20} {MARKS[task['state']]:<8} {seconds:>8}")
+
+
+def _name(task: dict[str, Any]) -> str:
+    return task["task_id"] if task["map_index"] < 0 else f"{task['task_id']}[{task['map_index']}]"

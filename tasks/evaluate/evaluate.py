@@ -1,0 +1,113 @@
+"""Measure one package on the holdout: quality overall and by class with intervals, latency, size."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from tasks.serve.package import Package, open_package
+from tasks.spec.errors import BadRequest
+from tasks.spec.requests import EvaluateRequest, EvaluateResult
+from tasks.spec.rules import Measurement
+from tasks.store.files import write_json
+from tasks.store.room import open_room
+from tasks.train.prepare import read_split
+
+BATCH_ROWS = 256
+LATENCY_CALLS = 200
+LATENCY_WARM_UP = 20
+
+
+def evaluate(request: EvaluateRequest, room: Path) -> EvaluateResult:
+    """Write measurements, predictions and the report into ``room``.
+
+    Raises:
+        IntegrityLost: the package is not the one that was asked for.
+        BadRequest: the holdout is empty.
+    """
+    import numpy as np
+
+    package = open_package(Path(request.package_uri), request.package_sha256, None)
+    data = open_room(request.dataset) / "data.parquet"
+    rows, true = read_split(data, package.signature.feature, request.label, "holdout")
+    if not len(true):
+        raise BadRequest(f"{request.workload}: the holdout has no rows; raise data.split.holdout or bring more data")
+    parts = [package.predict(rows[start : start + BATCH_ROWS]) for start in range(0, len(true), BATCH_ROWS)]
+    # A package made under another order of the same classes is measured in the order of the file.
+    order = [package.signature.classes.index(name) for name in request.label.names]
+    probabilities = np.concatenate(parts)[:, order]
+    measured = _measure(package, request, rows, true, probabilities)
+    write_json(room / "measurements.json", [m.model_dump(mode="json") for m in measured])
+    _write_predictions(room / "predictions.parquet", data, true, probabilities, request.label.names)
+    _write_report(room, request, package, measured, true, probabilities)
+    return _result(request, measured)
+
+
+def _measure(
+    package: Package, request: EvaluateRequest, rows: Any, true: Any, probabilities: Any
+) -> tuple[Measurement, ...]:
+    from tasks.evaluate.metrics import measure
+
+    return (
+        *measure(true, probabilities, request.label.names),
+        *latency(package, rows),
+        Measurement(metric="model_bytes", value=(package.folder / "model.onnx").stat().st_size, samples=1),
+    )
+
+
+def latency(package: Package, rows: Any) -> tuple[Measurement, ...]:
+    """Time single-row predictions of the package, encoding included, in milliseconds."""
+    import numpy as np
+
+    calls = min(LATENCY_CALLS, 20 * len(rows))
+    times = []
+    for call in range(calls + LATENCY_WARM_UP):
+        row = rows[call % len(rows) : call % len(rows) + 1]
+        started = time.perf_counter()
+        package.predict(row)
+        times.append(1e3 * (time.perf_counter() - started))
+    p50, p99 = np.quantile(times[LATENCY_WARM_UP:], [0.5, 0.99])
+    return (
+        Measurement(metric="p50_ms", value=float(p50), samples=calls),
+        Measurement(metric="p99_ms", value=float(p99), samples=calls),
+    )
+
+
+def _write_predictions(path: Path, data: Path, true: Any, probabilities: Any, classes: tuple[str, ...]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ids = pq.read_table(data, columns=["row_id"], filters=[("split", "==", "holdout")]).column("row_id")
+    table = pa.table(
+        {
+            "row_id": ids,
+            "label": [classes[k] for k in true],
+            "prediction": [classes[k] for k in probabilities.argmax(axis=1)],
+            "probabilities": list(probabilities),
+        }
+    )
+    pq.write_table(table, path)
+
+
+def _write_report(
+    room: Path, request: EvaluateRequest, package: Package, measured: tuple[Measurement, ...], true: Any, p: Any
+) -> None:
+    from tasks.evaluate.metrics import confusion
+    from tasks.evaluate.report import write_report
+
+    matrix = confusion(true, p.argmax(axis=1), len(request.label.names))
+    write_report(room, request, package.signature.variant, measured, matrix)
+
+
+def _result(request: EvaluateRequest, measured: tuple[Measurement, ...]) -> EvaluateResult:
+    value = {m.metric: m.value for m in measured if m.slice == "overall"}
+    return EvaluateResult(
+        package_sha256=request.package_sha256,
+        accuracy=value["accuracy"],
+        macro_f1=value["macro_f1"],
+        p50_ms=value["p50_ms"],
+        p99_ms=value["p99_ms"],
+        model_bytes=int(value["model_bytes"]),
+        samples=next(m.samples for m in measured if m.metric == "accuracy"),
+    )

@@ -1,0 +1,1 @@
+"""Rules and evidence in, a verdict out. Pure."""

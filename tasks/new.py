@@ -1,0 +1,90 @@
+"""``drydock new``: the folder of a new workload, from a template that validates as it is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from tasks.site import Site
+from tasks.spec.errors import BadRequest
+from tasks.spec.load import load_workload
+from tasks.store.files import write_whole
+
+NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
+FEATURES = {
+    "table": "{kind: table, columns: [width, height, weight]}",
+    "image": "{kind: image, column: pixels, height: 28, width: 28}",
+    "text": "{kind: text, column: text, max_tokens: 64, vocabulary: 4000}",
+}
+RECIPES = {
+    "table": "{kind: mlp, hidden: [64, 32]}",
+    "image": "{kind: mlp, hidden: [256, 128]}",
+    "text": "{kind: text-cnn}",
+}
+OWN = '{kind: "model.py", options: {hidden: 64}}'
+TEMPLATE = """\
+# What to build. Every other section has defaults: `./drydock validate {name}` prints the effective file.
+name: {name}
+description: Say in one line what the model is for.
+
+data:
+  source: {{kind: files, path: data.csv}}   # CSV or Parquet; relative to this folder, or absolute; globs too
+  feature: {feature}
+  label: {{column: label, classes: ["no", "yes"]}}
+  clean:
+    - {{rule: drop_missing, column: label}}
+    - {{rule: allowed_labels}}
+    - {{rule: drop_duplicates}}
+
+train:
+  recipe: {recipe}
+  stopping: {{max_epochs: 30, patience_epochs: 5}}
+
+gate:
+  rules:
+    - {{metric: accuracy, min: 0.8, min_samples: 50}}
+    - {{metric: accuracy, against: champion, max_drop: 0.01}}
+
+review: {{required: true}}
+"""
+MODEL = '''\
+"""The workload's own network: `build` is all that Drydock asks for."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+
+def build(feature, num_classes: int, hidden: int = 64) -> nn.Module:
+    """Return the module: the encoded input [B, N] (texts: token numbers, int64 [B, T]) -> logits [B, K]."""
+    if feature.kind == "text":
+        return nn.Sequential(nn.EmbeddingBag(feature.vocabulary, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
+    return nn.Sequential(nn.Linear(math.prod(feature.shape), hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
+'''
+
+
+def new_workload(site: Site, name: str, feature: str, own_model: bool) -> Path:
+    """Make ``workloads/NAME`` whole, or not at all; return its workload.yaml.
+
+    Raises:
+        BadRequest: a name that a workload may not have, or one that is there already.
+    """
+    folder = site.workload_folder(name)
+    if not NAME.fullmatch(name):
+        raise BadRequest(f"name {name!r}: must be lower-case letters, digits and hyphens, beginning with a letter")
+    if folder.exists():
+        raise BadRequest(f"{folder}: is there already; choose another name")
+    recipe = OWN if own_model else RECIPES[feature]
+    working = folder.with_name(f".{name}.new")
+    shutil.rmtree(working, ignore_errors=True)
+    text = TEMPLATE.format(name=name, feature=FEATURES[feature], recipe=recipe)
+    write_whole(working / "workload.yaml", text)
+    if own_model:
+        write_whole(working / "model.py", MODEL.replace("import torch\nfrom torch", "from torch"))
+    working.rename(folder)
+    load_workload(site.workloads, name)
+    return folder / "workload.yaml"

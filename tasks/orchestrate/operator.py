@@ -1,0 +1,242 @@
+"""The operators: one that runs a step as a job, one that pins the run's workload, one for a release's steps.
+
+A step's job outlives the task that started it: a task that was killed finds it by its key and waits on. Short
+jobs are waited for here, long ones in the triggerer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+from tasks.engines.protocol import JobState, JobStatus
+from tasks.notify import check_secrets
+from tasks.orchestrate import jobs
+from tasks.orchestrate.trigger import JobTrigger
+from tasks.plan import RETRAIN, request_for
+from tasks.site import Site
+from tasks.spec.changes import changed
+from tasks.spec.errors import BadRequest, DrydockError, from_os, retryable, told
+from tasks.spec.load import load_workload
+from tasks.spec.value import Value
+from tasks.spec.workload import Workload
+from tasks.steps import finished, parse_request
+
+INLINE_SECONDS = 60
+POLL_SECONDS = 0.1
+PLAN = "plan"
+
+
+@contextlib.contextmanager
+def as_airflow() -> Iterator[None]:
+    """Turn our errors into Airflow's: one that may pass is retried with back-off, any other fails at once.
+
+    The message begins with the error's kind, so that a reader of the log knows what to do, and who follows the
+    run by the command gets the same exit code.
+    """
+    try:
+        yield
+    except OSError as error:
+        ours = from_os(error)
+        raise AirflowException(told(ours)) from error
+    except DrydockError as error:
+        kind = AirflowException if retryable(error.exit_code) else AirflowFailException
+        raise kind(told(error)) from None
+
+
+class PlanOperator(BaseOperator):
+    """Pins the workload for the run: the file with the trigger form's changes, checked, as this run's XCom."""
+
+    def __init__(self, *, workload: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.workload = workload
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        site = Site()
+        with as_airflow():
+            params = {name: value for name, value in dict(context["params"]).items() if value is not None}
+            effective = changed(load_workload(site.workloads, self.workload), params)
+            fits_pool(effective, site.settings.training_slots)
+            check_secrets(effective, site)
+        self.log.info("by the trigger form: %s", params)
+        return effective.model_dump(mode="json")
+
+
+def fits_pool(workload: Workload, slots: int) -> None:
+    """Refuse a gang that its pool could never hold: Airflow itself would let it wait for ever.
+
+    Raises:
+        BadRequest: nodes x ranks is more than the pool's slots.
+    """
+    if workload.train.world_size > slots:
+        raise BadRequest(
+            f"{workload.name}: train.nodes x train.ranks = {workload.train.world_size}, must be at most {slots}, "
+            "the slots of the pool 'training' (DRYDOCK_TRAINING_SLOTS)"
+        )
+
+
+class StepOperator(BaseOperator):
+    """Runs one step of the retrain as an engine's job and returns its result. ``item``: see ``tasks.plan``."""
+
+    def __init__(self, *, step: str, item: Any = None, outlet_facts: tuple[str, ...] = (), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.step, self.item, self.outlet_facts = step, item, outlet_facts
+        self._handle: str | None = None
+
+    def execute(self, context: Any) -> Any:
+        with as_airflow():
+            site = Site()
+            request = self._request(context, site)
+            if request is None:
+                raise AirflowSkipException("there is no champion, or none that reads these features and classes")
+            if done := finished(self._name, request, site):
+                self.log.info("recognised: the same request and code; its result is taken from %s", done.room.uri)
+                return self._give(context, done)
+            self._handle = jobs.submit(self._name, request, site)
+            status = self._follow(site)
+            if status.state is JobState.RUNNING:
+                asked = request.model_dump(mode="json")
+                self.defer(trigger=JobTrigger(self._handle), method_name="resume", kwargs={"asked": asked})
+            return self._finish(context, request, status, site)
+
+    def resume(self, context: Any, event: dict[str, Any], asked: dict[str, Any]) -> Any:
+        """Called when the trigger fired, with the request as it was: a file may have changed since."""
+        with as_airflow():
+            site = Site()
+            request = parse_request(self._name, asked, "the deferred request")
+            self._handle = event["handle"]
+            self._tell(site, 0)
+            return self._finish(context, request, JobStatus.parse(event["status"], "the trigger's event"), site)
+
+    def on_kill(self) -> None:
+        if self._handle is not None:
+            Site().engine.cancel(self._handle)
+
+    @property
+    def _name(self) -> str:
+        return "evaluate" if self.step == "evaluate_champion" else self.step
+
+    def _request(self, context: Any, site: Site) -> Value | None:
+        ti = context["ti"]
+        workload = Workload.parse(ti.xcom_pull(task_ids=PLAN), "the run's plan")
+        return request_for(self.step, workload, results_so_far(ti), site, self.item)
+
+    def _follow(self, site: Site) -> JobStatus:
+        """Wait for the job and pass its log on; give up waiting (not the job) after a while."""
+        offset, until = 0, time.monotonic() + INLINE_SECONDS
+        while True:
+            status = site.engine.poll(self._handle)
+            offset = self._tell(site, offset)
+            if status.state is not JobState.RUNNING or time.monotonic() > until:
+                return status
+            time.sleep(POLL_SECONDS)
+
+    def _tell(self, site: Site, offset: int) -> int:
+        """Pass what the job printed from ``offset`` on to this task's log; return the new offset."""
+        while True:
+            text, end = site.engine.logs(self._handle, offset)
+            for line in text.splitlines():
+                self.log.info("%s", line)
+            if end == offset:
+                return end
+            offset = end
+
+    def _finish(self, context: Any, request: Value, status: JobStatus, site: Site) -> Any:
+        result = jobs.outcome(self._name, request, status, site)
+        site.engine.forget(self._handle)
+        return self._give(context, result)
+
+    def _give(self, context: Any, result: Value) -> Any:
+        """Return the result as XCom, its facts on the assets that the task makes."""
+        data = result.model_dump(mode="json")
+        for outlet in self.outlets:
+            facts = {name: data[name] for name in self.outlet_facts}
+            context["outlet_events"][outlet].extra = facts | {"triggered_by": actor_of(context)}
+        return data
+
+
+def results_so_far(ti: Any) -> dict[str, Any]:
+    """Return the results of this run's steps by name; mapped steps as a list in the order of their mapping."""
+    done: dict[str, Any] = {}
+    for name in (*RETRAIN, "evaluate_champion"):
+        if name not in ti.task.get_flat_relative_ids(upstream=True):
+            continue
+        found = [value for value in ti.xcom_pull(task_ids=[name]) if value is not None]
+        if name in ("compress", "evaluate"):
+            done[name] = found
+        elif found:
+            done[name] = found[0]
+    return done
+
+
+class ReleaseOperator(BaseOperator):
+    """Runs one step of a release or a rollback: ``tasks.delivery`` by name, with this run as the intent."""
+
+    def __init__(self, *, action: str, workload: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.action, self.workload = action, workload
+
+    def execute(self, context: Any) -> Any:
+        return self._act(context)
+
+    def _act(self, context: Any) -> Any:
+        from tasks import delivery
+
+        with as_airflow():
+            site, params = Site(), dict(context["params"])
+            reviewed = context["ti"].xcom_pull(task_ids="review") or {}
+            order = delivery.Order(
+                workload=self.workload or params["workload"],
+                version=version_asked(context),
+                actor=actor_of(context),
+                reason=params.get("reason") or "released by its asset",
+                intent_id=f"{context['dag'].dag_id}:{context['run_id']}",
+                package_sha256=(reviewed.get("version") or {}).get("package_sha256"),
+                expected_champion=reviewed.get("champion"),
+            )
+            return delivery.ACTIONS[self.action](order, site)
+
+
+class BakeOperator(ReleaseOperator):
+    """Waits in the triggerer while the new champion bakes, then retires what is no longer needed."""
+
+    def __init__(self, *, workload: str, seconds: int, **kwargs: Any) -> None:
+        super().__init__(action="bake", workload=workload, **kwargs)
+        self.seconds = seconds
+
+    def execute(self, context: Any) -> Any:
+        from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
+
+        if self.seconds == 0:
+            return self._act(context)
+        self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=self.seconds)), method_name="baked")
+
+    def baked(self, context: Any, event: Any = None) -> Any:
+        """Called when the time is over."""
+        return self._act(context)
+
+
+def version_asked(context: Any) -> str | None:
+    """Return the version that the form names, or that the triggering asset's event carries."""
+    if version := dict(context["params"]).get("version") or dict(context["params"]).get("to"):
+        return str(version)
+    # Airflow gives a run all events that came while another one went on: the newest version is meant.
+    return max((extra["version"] for extra in _asset_facts(context)), key=int, default=None)
+
+
+def actor_of(context: Any) -> str:
+    """Return who triggered the run, or the run whose asset triggered it; a schedule is the system's doing."""
+    by_asset = [extra.get("triggered_by") for extra in _asset_facts(context) if extra.get("triggered_by")]
+    return getattr(context["dag_run"], "triggering_user_name", None) or (by_asset[-1] if by_asset else "airflow")
+
+
+def _asset_facts(context: Any) -> list[dict[str, Any]]:
+    """The facts on the asset events that triggered the run; events made by hand carry none."""
+    events = (context.get("triggering_asset_events") or {}).values()
+    return [event.extra for group in events for event in group if (event.extra or {}).get("version")]

@@ -1,0 +1,227 @@
+"""What each step is asked: requests from the workload and from what came before. No step is run here.
+
+Everything that a request names is resolved to a digest first (source files, the champion, users' suites,
+``model.py``), so a changed file at the same path is another request.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasks.serve.package import open_package
+from tasks.site import Site
+from tasks.spec import requests as r
+from tasks.spec.errors import BadRequest
+from tasks.spec.value import RoomRef, Value
+from tasks.spec.workload import Workload
+from tasks.steps import code_sha256
+from tasks.store.files import sha256_file
+
+# The steps of a retrain, in order; compress and evaluate run once for each variant.
+RETRAIN = (
+    "ingest",
+    "clean",
+    "validate_data",
+    "validate_labels",
+    "version",
+    "train",
+    "compress",
+    "evaluate",
+    "judge",
+    "register",
+)
+Done = dict[str, Any]
+
+
+def ingest(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
+    from tasks.data.ingest import resolve
+
+    data = workload.data
+    return r.IngestRequest(
+        workload=workload.name,
+        source=data.source,
+        files=resolve(data.source, site.workload_folder(workload.name)),
+        feature=data.feature,
+        label=data.label,
+        split_column=data.split.column,
+    )
+
+
+def clean(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
+    data = workload.data
+    return r.CleanRequest(
+        workload=workload.name,
+        raw=_room(done["ingest"]),
+        feature=data.feature,
+        label=data.label,
+        rules=data.clean,
+        split=data.split,
+    )
+
+
+def validate_data(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
+    from tasks.data.expectations import suites_sha256
+
+    data, cleaned = workload.data, done["clean"]
+    return r.ValidateDataRequest(
+        workload=workload.name,
+        clean=_room(cleaned),
+        rows_in=cleaned["rows_in"],
+        dropped_rows=cleaned["dropped_rows"],
+        feature=data.feature,
+        label=data.label,
+        expectations=data.expectations,
+        suites_sha256=suites_sha256(site.suites, workload.name),
+    )
+
+
+def validate_labels(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
+    data = workload.data
+    return r.ValidateLabelsRequest(
+        workload=workload.name,
+        clean=_room(done["clean"]),
+        feature=data.feature,
+        label=data.label,
+        rules=data.labels,
+    )
+
+
+def version(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
+    return r.VersionRequest(
+        workload=workload.name,
+        clean=_room(done["clean"]),
+        validate_data=_room(done["validate_data"]),
+        validate_labels=_room(done["validate_labels"]),
+    )
+
+
+def train(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
+    return r.TrainRequest(
+        workload=workload.name,
+        dataset=_room(done["version"]),
+        revision=done["version"]["revision"],
+        feature=workload.data.feature,
+        label=workload.data.label,
+        train=workload.train,
+        model_py_sha256=_model_py(workload, site),
+    )
+
+
+def compress(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
+    """``item`` is the variant."""
+    return r.CompressRequest(
+        workload=workload.name,
+        variant=item,
+        trained=_room(done["train"]),
+        dataset=_room(done["version"]),
+        feature=workload.data.feature,
+        label=workload.data.label,
+        train=workload.train,
+    )
+
+
+def evaluate(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
+    """``item`` is the result of compress for one variant."""
+    return _evaluation(workload, done, _package_uri(item), item["package_sha256"])
+
+
+def evaluate_champion(workload: Workload, done: Done, site: Site, item: Any = None) -> Value | None:
+    """The champion on the same holdout. The step is ``evaluate``.
+
+    None where the ledger shows no champion, or where it reads other features or knows other classes than the
+    workload's file by now: then there is nothing to compare on the same rows.
+    """
+    champion = site.ledger.champion(workload.name)
+    if champion is None:
+        return None
+    folder = site.packages / champion.digest_sha256
+    if not folder.is_dir():
+        from tasks.registry import versions
+
+        registered = versions.get(site.mlflow, workload.name, champion.version)
+        folder = versions.fetch(site.mlflow, registered, site.packages, site.keys)
+    signature = open_package(folder, champion.digest_sha256, site.keys).signature
+    same_classes = set(signature.classes) == set(workload.data.label.names)
+    if signature.feature != workload.data.feature or not same_classes:
+        return None
+    return _evaluation(workload, done, str(folder), champion.digest_sha256)
+
+
+def _evaluation(workload: Workload, done: Done, uri: str, package_sha256: str) -> Value:
+    return r.EvaluateRequest(
+        workload=workload.name,
+        package_uri=uri,
+        package_sha256=package_sha256,
+        dataset=_room(done["version"]),
+        label=workload.data.label,
+    )
+
+
+def judge(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
+    candidates = tuple(
+        r.Candidate(
+            variant=compressed["variant"],
+            package_sha256=compressed["package_sha256"],
+            package_uri=_package_uri(compressed),
+            evaluation=_room(evaluated),
+        )
+        for compressed, evaluated in zip(done["compress"], done["evaluate"], strict=True)
+    )
+    champion = done.get("evaluate_champion")
+    if champion and champion["package_sha256"] in {candidate.package_sha256 for candidate in candidates}:
+        # The run has made the champion again: there is nothing to compare, and the verdict is as it was.
+        champion = None
+    return r.JudgeRequest(
+        workload=workload.name,
+        run_id=done["train"]["run_id"],
+        rules=workload.gate.rules,
+        objective=workload.compress.objective,
+        candidates=candidates,
+        champion=_room(champion) if champion else None,
+        champion_sha256=champion["package_sha256"] if champion else None,
+        validate_data=_room(done["validate_data"]),
+        validate_labels=_room(done["validate_labels"]),
+    )
+
+
+def register(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
+    judged = done["judge"]
+    return r.RegisterRequest(
+        workload=workload.name,
+        description=workload.description,
+        run_id=done["train"]["run_id"],
+        revision=done["version"]["revision"],
+        summary=judged["summary"],
+        review_required=workload.review.required,
+        code_sha256=code_sha256(("data", "train", "compress", "evaluate", "gate", "serve")),
+        dataset=_room(done["version"]),
+        chosen=r.Candidate.parse(judged["chosen"], "the verdict"),
+        judged=_room(judged),
+        validate_data=_room(done["validate_data"]),
+        validate_labels=_room(done["validate_labels"]),
+    )
+
+
+def request_for(step: str, workload: Workload, done: Done, site: Site, item: Any = None) -> Value | None:
+    """Return the request of one step. ``done`` holds the results before it, by step, as plain data."""
+    builders = {name: globals()[name] for name in (*RETRAIN, "evaluate_champion")}
+    if step not in builders:
+        raise BadRequest(f"step {step!r} is not part of a retrain: {', '.join(builders)}")
+    return builders[step](workload, done, site, item)
+
+
+def _room(result: dict[str, Any]) -> RoomRef:
+    return RoomRef.parse(result["room"], "a result's room")
+
+
+def _package_uri(compressed: dict[str, Any]) -> str:
+    return f"{compressed['room']['uri']}/package"
+
+
+def _model_py(workload: Workload, site: Site) -> str | None:
+    if workload.train.recipe.kind != "model.py":
+        return None
+    path = site.workload_folder(workload.name) / "model.py"
+    if not path.is_file():
+        raise BadRequest(f"{path}: is not there, train.recipe.kind 'model.py' needs it")
+    return sha256_file(path)

@@ -1,0 +1,1 @@
+"""MLflow's only home: runs, versions, cards, aliases."""

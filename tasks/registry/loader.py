@@ -1,0 +1,26 @@
+"""The loader that registered versions name: ``mlflow.pyfunc.load_model("models:/digits@champion")``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tasks.serve.package import open_package
+
+
+class PackageModel:
+    """Rows in (a list, an array or a one-column or numeric data frame), class names out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.package = open_package(folder, None, None)
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
+        rows = model_input.to_numpy() if hasattr(model_input, "to_numpy") else model_input
+        if self.package.signature.feature.kind == "text":
+            rows = [str(row[0]) if hasattr(row, "__len__") and not isinstance(row, str) else str(row) for row in rows]
+        return [self.package.signature.classes[k] for k in self.package.predict(rows).argmax(axis=1)]
+
+
+def _load_pyfunc(path: str) -> PackageModel:
+    """Called by MLflow with the folder named by the flavor's ``data``."""
+    return PackageModel(Path(path))

@@ -1,0 +1,144 @@
+"""Register the chosen package: sign it, write its card, bind the evidence, create the version. Once a package."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tasks.registry import runs, versions
+from tasks.registry.card import render_card
+from tasks.serve.package import open_package
+from tasks.spec.requests import RegisterRequest, RegisterResult
+from tasks.spec.rules import Verdict
+from tasks.spec.value import sha256_of
+from tasks.store.files import sha256_file, write_json
+from tasks.store.room import open_room
+from tasks.store.sign import key_id, sign_folder
+
+
+def register_package(
+    request: RegisterRequest, client: Any, packages: Path, keys: Path, root: Path, gateway: str
+) -> RegisterResult:
+    """Return the version of the chosen package, created unless it was registered before.
+
+    Raises:
+        IntegrityLost: the package or a room of its evidence changed since it was judged.
+    """
+    digest = request.chosen.package_sha256
+    if existing := versions.find(client, request.workload, digest):
+        _keep_package(request, packages, keys)
+        return _result(existing, created=False)
+    evidence = evidence_pack(request, keys)
+    package = _keep_package(request, packages, keys)
+    card = render_card(root / "mlflow" / "card.md.j2", _facts(request, package, evidence, keys, gateway))
+    with tempfile.TemporaryDirectory() as scratch:
+        write_json(Path(scratch) / "evidence.json", evidence)
+        runs.log_file(client, request.run_id, Path(scratch) / "evidence.json", f"evidence-{digest[:12]}")
+    created = versions.register(client, request.workload, request.run_id, package, card, _tags(request, evidence))
+    return _result(created, created=True)
+
+
+def evidence_pack(request: RegisterRequest, keys: Path) -> dict[str, str]:
+    """Return what an approval binds to: digests of model, data, gate and validations."""
+    return {
+        "package_sha256": request.chosen.package_sha256,
+        "dataset_sha256": request.dataset.digest_sha256,
+        "code_sha256": request.code_sha256,
+        "verdict_sha256": sha256_file(open_room(request.judged) / "verdict.json"),
+        "validate_data_sha256": request.validate_data.digest_sha256,
+        "validate_labels_sha256": request.validate_labels.digest_sha256,
+        "key_id": key_id(keys),
+    }
+
+
+def _keep_package(request: RegisterRequest, packages: Path, keys: Path) -> Path:
+    """Copy the package to where servers load it from, signed, whole or not at all."""
+    digest = request.chosen.package_sha256
+    final, working = packages / digest, packages / f".{digest}"
+    if not final.is_dir():
+        shutil.rmtree(working, ignore_errors=True)
+        shutil.copytree(request.chosen.package_uri, working)
+        sign_folder(working, keys)
+        open_package(working, digest, keys)
+        os.rename(working, final)
+    open_package(final, digest, keys)
+    return final
+
+
+def _facts(
+    request: RegisterRequest, package: Path, evidence: dict[str, str], keys: Path, gateway: str
+) -> dict[str, Any]:
+    verdict = json.loads((open_room(request.judged) / "verdict.json").read_text())
+    evaluation = open_room(request.chosen.evaluation)
+    labels = json.loads((open_room(request.validate_labels) / "result.json").read_text())
+    data = json.loads((open_room(request.validate_data) / "result.json").read_text())
+    dataset = json.loads((open_room(request.dataset) / "result.json").read_text())
+    opened = open_package(package, request.chosen.package_sha256, keys)
+    return {
+        "workload": request.workload,
+        "description": request.description,
+        "variant": request.chosen.variant,
+        "verdict": verdict["verdict"],
+        "summary": verdict["summary"],
+        "judged": [item | {"why": _why(item)} for item in verdict["judged"]],
+        "package_sha256": request.chosen.package_sha256,
+        "evidence_sha256": sha256_of(evidence),
+        "revision": request.revision,
+        "classes": opened.signature.classes,
+        "key_id": key_id(keys),
+        "evaluation": json.loads((evaluation / "result.json").read_text()),
+        "measurements": json.loads((evaluation / "measurements.json").read_text()),
+        "rows": sum(dataset["rows_by_split"].values()),
+        "rows_by_split": dataset["rows_by_split"],
+        "expectations": f"{data['evaluated']} evaluated, {len(data['failed'])} not met",
+        "labels": f"{labels['suspects']} suspects, estimated noise {labels['noise_ratio']:.2%}",
+        "inputs": _inputs(opened),
+        "gateway": gateway,
+        "example": json.dumps(example_request(opened)),
+    }
+
+
+def _why(judged: dict[str, Any]) -> str:
+    """The reasons of one candidate as a cell of a Markdown table."""
+    return Verdict.parse(judged["verdict"], "the verdict").summary.replace("|", "\\|")
+
+
+def example_request(package: Any) -> dict[str, Any]:
+    """Return an Open Inference Protocol request that asks for the package's golden sample."""
+    feature, row = package.signature.feature, package.golden.rows[0]
+    if feature.kind == "text":
+        return {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [row]}]}
+    return {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, len(row)], "data": list(row)}]}
+
+
+def _inputs(package: Any) -> str:
+    feature = package.signature.feature
+    if feature.kind == "text":
+        return f"texts of at most {feature.max_chars} characters; tokens beyond {feature.max_tokens} are cut"
+    if feature.kind == "image":
+        return f"images of {feature.height} x {feature.width}, values 0 to {feature.max_value}"
+    return f"the columns {', '.join(feature.columns)}"
+
+
+def _tags(request: RegisterRequest, evidence: dict[str, str]) -> dict[str, str]:
+    return {
+        versions.PACKAGE_TAG: request.chosen.package_sha256,
+        versions.EVIDENCE_TAG: sha256_of(evidence),
+        "drydock.variant": request.chosen.variant,
+        "drydock.dataset_revision": request.revision,
+        "drydock.verdict": "pass",
+        "drydock.why": request.summary[:500],
+    }
+
+
+def _result(version: versions.Version, created: bool) -> RegisterResult:
+    return RegisterResult(
+        version=version.version,
+        package_sha256=version.package_sha256,
+        evidence_sha256=version.evidence_sha256,
+        created=created,
+    )

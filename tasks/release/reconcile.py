@@ -1,0 +1,147 @@
+"""Finish or undo what a dead actor left open, and put back what was moved by hand.
+
+The ledger says what should serve; gateway and aliases are made to agree. Who still lives holds its
+workload's lease, and is left alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tasks.release.ledger import LeaseHeld
+from tasks.release.model import Backend, Intent, Lineage, Version, champion_of, service_name
+from tasks.release.switch import Parts, finish, mirror, undo
+from tasks.spec.errors import DrydockError, TryAgain
+from tasks.spec.value import Value
+from tasks.store.events import record_event
+
+INTERVAL_SECONDS = 1.0
+ACTOR = "reconciler"
+# The endpoints of all of a version's running replicas once it is ready, none where it is not. A replica that
+# is only busy must stay in: taking it out would send its load to the others, which are busy too.
+Ready = Callable[[str, Version], Sequence[str]]
+
+
+class Report(Value):
+    """What one round did, and what kept it from doing more: one line each."""
+
+    done: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+
+
+def run(
+    parts: Parts,
+    home: Path,
+    ready: Ready,
+    stop: threading.Event,
+    interval_seconds: float = INTERVAL_SECONDS,
+) -> None:
+    """Reconcile once an interval until ``stop`` is set. A dependency that is down is reported once."""
+    reported: set[str] = set()
+    while not stop.is_set():
+        errors = set(_round(parts, home, ready))
+        for message in sorted(errors - reported):
+            record_event(home, "failure", f"reconciler: {message}")
+        # What went away may come back, and is news then.
+        reported = errors
+        stop.wait(interval_seconds)
+
+
+def reconcile_once(parts: Parts, home: Path, ready: Ready) -> Report:
+    """Settle every open intent without an actor, then make gateway and aliases agree with the ledger.
+
+    One workload's trouble does not keep the others waiting: it is in the report.
+
+    Raises:
+        TryAgain, IntegrityLost: the ledger can't be read.
+    """
+    done: list[str] = []
+    errors: list[str] = []
+    served = {*parts.ledger.workloads(), *parts.gateway.current().routes}
+    waiting = {intent.workload for intent in parts.ledger.open_intents()}
+    # Open intents first: half-done traffic does not wait for checks.
+    for workload in (*sorted(waiting), *sorted(served - waiting)):
+        try:
+            done += _reconcile_workload(parts, home, ready, workload)
+        except LeaseHeld:
+            continue
+        except DrydockError as error:
+            errors.append(str(error))
+    return Report(done=tuple(done), errors=tuple(errors))
+
+
+def _round(parts: Parts, home: Path, ready: Ready) -> tuple[str, ...]:
+    try:
+        return reconcile_once(parts, home, ready).errors
+    except (DrydockError, OSError) as error:
+        return (str(error),)
+
+
+def _reconcile_workload(parts: Parts, home: Path, ready: Ready, workload: str) -> list[str]:
+    with parts.ledger.lease(workload, wait_seconds=0):
+        if intent := parts.ledger.open_intent_of(workload):
+            return [_settle(parts, home, ready, intent)]
+        line = parts.ledger.lineage(workload)
+        # The route first: what serves matters more than what the registry shows.
+        done = _put_back_route(parts, home, ready, workload, line)
+        return done + _put_back_aliases(parts, home, workload, line)
+
+
+def _settle(parts: Parts, home: Path, ready: Ready, intent: Intent) -> str:
+    """Finish an intent whose actor is dead if its target is ready (or it needs none), else undo it."""
+    endpoints = ready(intent.workload, intent.target) if intent.target else ()
+    if intent.target and not endpoints:
+        return _undo(parts, home, intent, "its actor died, and no replica of the target is ready")
+    try:
+        finish(parts, intent, endpoints)
+    except TryAgain:
+        # Open as before: the next round tries again.
+        raise
+    except DrydockError as error:
+        return _undo(parts, home, intent, f"its actor died, and finishing it failed: {error}")
+    kind = "promotion" if intent.action == "promote" else intent.action
+    return _tell(home, kind, f"{intent.title}: finished, its actor died")
+
+
+def _undo(parts: Parts, home: Path, intent: Intent, reason: str) -> str:
+    undo(parts, intent, reason)
+    return _tell(home, "failure", f"{intent.title}: undone: {reason}")
+
+
+def _put_back_route(parts: Parts, home: Path, ready: Ready, workload: str, line: Lineage) -> list[str]:
+    champion, found = champion_of(line), parts.gateway.current().routes.get(workload, ())
+    if champion is None:
+        return _remove_route(parts, home, workload, found)
+    endpoints = tuple(ready(workload, champion))
+    service = service_name(workload, champion.digest_sha256)
+    # With no replica ready any route is as bad; the engine restarts them, and this round comes again.
+    if not endpoints or (_same(found, service, endpoints) and parts.gateway.settled()):
+        return []
+    parts.gateway.route(workload, (Backend(service=service, endpoints=endpoints),))
+    return [_tell(home, "route", f"{workload}: its route is back at version {champion.version}")]
+
+
+def _remove_route(parts: Parts, home: Path, workload: str, found: tuple[Backend, ...]) -> list[str]:
+    if not found:
+        return []
+    parts.gateway.remove(workload)
+    return [_tell(home, "route", f"{workload}: its route was removed, the ledger has no champion")]
+
+
+def _same(found: tuple[Backend, ...], service: str, endpoints: tuple[str, ...]) -> bool:
+    return len(found) == 1 and found[0].service == service and set(found[0].endpoints) == set(endpoints)
+
+
+def _put_back_aliases(parts: Parts, home: Path, workload: str, line: Lineage) -> list[str]:
+    moved = mirror(parts.aliases, workload, line)
+    return [
+        _tell(home, "alias", f"{workload}: alias {alias} was at {found or 'none'}, is back as in the ledger")
+        for alias, found in moved.items()
+    ]
+
+
+def _tell(home: Path, kind: str, message: str) -> str:
+    record_event(home, kind, message, actor=ACTOR)
+    return message

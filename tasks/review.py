@@ -1,0 +1,121 @@
+"""What a reviewer is asked, and what the answer binds to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasks.delivery import served_version
+from tasks.registry import versions
+from tasks.release.model import Version as Served
+from tasks.site import Site
+from tasks.spec.errors import BadRequest, Refused
+from tasks.spec.load import load_workload
+from tasks.spec.requests import RegisterResult
+from tasks.spec.value import Value
+from tasks.spec.workload import Review
+
+REGISTERED = "registered"
+
+
+class Question(Value):
+    """One version that may be released, with what is known about it."""
+
+    workload: str
+    version: versions.Version
+    title: str
+    body: str
+    required: bool
+    serves: bool
+    served_before: bool = False
+    champion: str | None = None
+    approved: str = ""
+    rejected: str = ""
+    approvers: tuple[str, ...] = ()
+
+
+def question(workload: str, version: str | None, site: Site) -> Question:
+    """Return the question about one version.
+
+    Raises:
+        BadRequest: no version is named, or it is not registered.
+    """
+    if version is None:
+        known = ", ".join(v.version for v in versions.list_versions(site.mlflow, workload)) or "none"
+        raise BadRequest(f"{workload}: no version is named; registered: {known}")
+    found = versions.get(site.mlflow, workload, version)
+    rules = load_workload(site.workloads, workload).review
+    target = served_version(found)
+    decision = site.ledger.decision(workload, found.evidence_sha256)
+    if decision and decision.target != target:
+        # MLflow's tags can be edited by anyone: a decision counts for the package that it was made on.
+        decision = None
+    champion = site.ledger.champion(workload)
+    told = f"{decision.actor}, {decision.at}: {decision.reason}" if decision else ""
+    return Question(
+        workload=workload,
+        version=found,
+        title=f"Release {workload} version {version} ({found.tags.get('drydock.variant', '?')})?",
+        body=_body(found, champion, site),
+        required=rules.required or review_demanded(workload, target, site),
+        served_before=any(r.kind == "commit" and r.target == target for r in site.ledger.history(workload)),
+        champion=champion.version if champion else None,
+        serves=champion is not None and champion.version == version,
+        approved=told if decision and decision.kind == "approval" else "",
+        rejected=told if decision and decision.kind == "rejection" else "",
+        approvers=rules.approvers,
+    )
+
+
+def record_registration(workload: str, result: RegisterResult, review_required: bool, site: Site) -> None:
+    """Write into the ledger what was registered and whether its run demanded a review; once for each demand."""
+    demanded = {"package_sha256": result.package_sha256, "version": result.version}
+    demanded |= {"evidence_sha256": result.evidence_sha256, "review_required": review_required}
+    if demanded not in _registrations(workload, site):
+        site.ledger.record_event(workload, REGISTERED, "drydock", f"version {result.version} was registered", demanded)
+
+
+def review_demanded(workload: str, target: Served, site: Site) -> bool:
+    """Whether any run that registered this package demanded a review."""
+    demands = [d for d in _registrations(workload, site) if d.get("package_sha256") == target.digest_sha256]
+    return any(d.get("review_required") for d in demands)
+
+
+def _registrations(workload: str, site: Site) -> list[dict[str, Any]]:
+    return [row.detail for row in site.ledger.history(workload) if row.action == REGISTERED]
+
+
+def decide(
+    asked: Question, approve: bool, who: str, reason: str, site: Site, trigger_of: str = "", rules: Review | None = None
+) -> None:
+    """Write the decision into the ledger, bound to the evidence that was shown.
+
+    Raises:
+        Refused: under the two-person rule, where the one who triggered the run answers; or one who is no approver.
+    """
+    if rules and rules.two_person and approve and who == trigger_of:
+        raise Refused(f"{asked.title} {who} triggered this run; the two-person rule wants another approver")
+    if rules and rules.approvers and who not in rules.approvers:
+        raise Refused(f"{asked.workload}: {who} may not decide, must be one of {', '.join(rules.approvers)}")
+    served = served_version(asked.version)
+    record = site.ledger.record_approval if approve else site.ledger.record_rejection
+    record(asked.workload, served, asked.version.evidence_sha256, who, reason)
+    value = f"{'approved' if approve else 'rejected'} by {who}: {reason}"
+    versions.set_version_tag(site.mlflow, asked.workload, asked.version.version, versions.DECISION_TAG, value)
+
+
+def _body(found: versions.Version, champion: Any, site: Site) -> str:
+    """The evidence in Markdown: the card's core and where the rest is."""
+    page = f"{site.settings.mlflow_url}/#/models/{found.workload}/versions/{found.version}"
+    serving = f"version {champion.version}" if champion else "nothing yet"
+    return "\n".join(
+        [
+            f"Serving now: {serving}. [The card of version {found.version} in MLflow]({page})",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| verdict | {found.tags.get('drydock.verdict', '?')}: {found.tags.get('drydock.why', '')} |",
+            f"| dataset revision | `{found.tags.get('drydock.dataset_revision', '?')}` |",
+            f"| package | `{found.package_sha256}` |",
+            f"| evidence pack | `{found.evidence_sha256}` |",
+        ]
+    )

@@ -1,0 +1,197 @@
+"""The Open Inference Protocol v2 over REST, as pure functions: bytes in, a request; an answer in, bytes out.
+
+Inputs: ``input`` FP32 [B, N] (UINT8 and INT64 are accepted) for images and tables, ``text`` BYTES [B] for
+texts. Outputs: ``label`` BYTES [B] and ``probabilities`` FP32 [B, K]. The binary tensor extension is spoken:
+the JSON part's length is in ``Inference-Header-Content-Length``, the tensors' bytes follow it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tasks.serve.package import Signature
+from tasks.serve.tensors import input_name, read_rows, show, write_bytes_tensor
+from tasks.spec.errors import BadRequest
+from tasks.spec.feature import Feature
+
+OUTPUTS = ("label", "probabilities")
+
+
+class InferRequest(NamedTuple):
+    """``rows``: float32 [B, N] or B strings; ``outputs``: which are asked for, and whether in binary."""
+
+    id: str | None
+    rows: Any
+    outputs: dict[str, bool]
+
+
+class Answer(NamedTuple):
+    """``labels``: B class names; ``probabilities``: float32 [B, K]."""
+
+    labels: list[str]
+    probabilities: np.ndarray
+
+
+def read_infer(body: bytes, json_bytes: int | None, feature: Feature, max_rows: int) -> InferRequest:
+    """Read an inference request; ``json_bytes`` is the length of the JSON where binary tensors follow it.
+
+    Raises:
+        BadRequest: one line that says which field, what was found and what it must be.
+    """
+    if json_bytes is not None and json_bytes > len(body):
+        raise BadRequest(f"Inference-Header-Content-Length = {json_bytes}, the body has {len(body)} bytes")
+    binary = b"" if json_bytes is None else body[json_bytes:]
+    request = read_json(body[:json_bytes])
+    _known(request, "the request", {"id", "parameters", "inputs", "outputs"})
+    if not isinstance(request.get("id", ""), str):
+        raise BadRequest(f"id = {show(request['id'])}, must be a string")
+    tensor = _one_input(request.get("inputs"), input_name(feature))
+    data = _data(tensor, binary)
+    rows = read_rows(feature, tensor.get("datatype"), tensor.get("shape"), data, max_rows)
+    default = _flag(_parameters(request, "the request"), "binary_data_output", False)
+    return InferRequest(request.get("id"), rows, _wanted(request.get("outputs"), default))
+
+
+def write_infer(request: InferRequest, answer: Answer, model: str, version: str) -> tuple[bytes, int | None]:
+    """Return the response's body, and the length of its JSON where binary tensors follow it."""
+    outputs, parts = [], []
+    for name, binary in request.outputs.items():
+        output, raw = _output(name, binary, answer)
+        outputs.append(output)
+        parts.append(raw)
+    response = {"model_name": model, "model_version": version, "outputs": outputs}
+    if request.id is not None:
+        response["id"] = request.id
+    head = write_json(response)
+    return b"".join([head, *parts]), len(head) if any(request.outputs.values()) else None
+
+
+def server_metadata(version: str) -> dict[str, Any]:
+    return {"name": "drydock", "version": version, "extensions": ["binary_tensor_data"]}
+
+
+def model_metadata(signature: Signature, version: str, digest_sha256: str) -> dict[str, Any]:
+    text = signature.feature.kind == "text"
+    shape = [-1] if text else [-1, *signature.feature.shape]
+    datatype = "BYTES" if text else "FP32"
+    return {
+        "name": signature.workload,
+        "versions": [version],
+        "platform": "onnx_onnxv1",
+        "inputs": [{"name": input_name(signature.feature), "datatype": datatype, "shape": shape}],
+        "outputs": [
+            {"name": "label", "datatype": "BYTES", "shape": [-1]},
+            {"name": "probabilities", "datatype": "FP32", "shape": [-1, len(signature.classes)]},
+        ],
+        "parameters": {
+            "package_sha256": digest_sha256,
+            "variant": signature.variant,
+            "classes": list(signature.classes),
+        },
+    }
+
+
+def read_json(text: bytes) -> dict[str, Any]:
+    """Read one JSON object strictly: UTF-8, no duplicate keys, no NaN, no depth that exhausts the stack."""
+    try:
+        data = json.loads(text.decode(), object_pairs_hook=_distinct, parse_constant=_no_constant)
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply") from None
+    except ValueError as error:
+        # The library's own text is short and names line and column, but for numbers of thousands of digits.
+        raise BadRequest(f"the body is no JSON: {str(error)[:120]}") from None
+    if not isinstance(data, dict):
+        raise BadRequest(f"the body is {show(data)}, must be a JSON object")
+    return data
+
+
+def write_json(data: Any) -> bytes:
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        raise BadRequest("the body has a key twice in one object, must be once")
+    return data
+
+
+def _no_constant(name: str) -> None:
+    raise BadRequest(f"the body holds {name}, which is no JSON; a missing number is null")
+
+
+def _known(data: Any, what: str, fields: set[str]) -> None:
+    if not isinstance(data, dict):
+        raise BadRequest(f"{what} is {show(data)}, must be an object")
+    if extra := sorted(set(data) - fields):
+        raise BadRequest(f"{what} has field {show(extra[0])}, must be one of {', '.join(sorted(fields))}")
+
+
+def _one_input(inputs: Any, name: str) -> dict[str, Any]:
+    if not isinstance(inputs, list) or len(inputs) != 1:
+        found = f"holds {len(inputs)}" if isinstance(inputs, list) else "is missing or no list"
+        raise BadRequest(f"inputs {found}, must be a list of one tensor, {name!r}")
+    _known(inputs[0], f"input {name!r}", {"name", "shape", "datatype", "parameters", "data"})
+    if inputs[0].get("name") != name:
+        raise BadRequest(f"input name = {show(inputs[0].get('name'))}, must be {name!r}")
+    return inputs[0]
+
+
+def _data(tensor: dict[str, Any], binary: bytes) -> Any:
+    """Return the JSON data of a tensor, or its bytes; all bytes of the body must belong to it."""
+    name = tensor["name"]
+    size = _parameters(tensor, f"input {name!r}").get("binary_data_size")
+    if size is None:
+        if binary:
+            raise BadRequest(f"{len(binary)} bytes follow the JSON, but {name} has no binary_data_size")
+        return tensor.get("data")
+    if "data" in tensor:
+        raise BadRequest(f"{name} has both data and binary_data_size, must have one")
+    if type(size) is not int or size != len(binary):
+        raise BadRequest(f"{name}.binary_data_size = {show(size)}, but {len(binary)} bytes follow the JSON")
+    return binary
+
+
+def _wanted(outputs: Any, default: bool) -> dict[str, bool]:
+    """Return the outputs asked for, each with whether its data shall be binary; none named means all."""
+    if outputs is None or outputs == []:
+        return dict.fromkeys(OUTPUTS, default)
+    if not isinstance(outputs, list):
+        raise BadRequest(f"outputs is {show(outputs)}, must be a list")
+    wanted: dict[str, bool] = {}
+    for output in outputs:
+        _known(output, "an output", {"name", "parameters"})
+        name = output.get("name")
+        if name not in OUTPUTS or name in wanted:
+            raise BadRequest(f"output name = {show(name)}, must be one of {', '.join(OUTPUTS)}, each once")
+        wanted[name] = _flag(_parameters(output, f"output {name!r}"), "binary_data", default)
+    return wanted
+
+
+def _parameters(data: dict[str, Any], what: str) -> dict[str, Any]:
+    parameters = data.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise BadRequest(f"parameters of {what} is {show(parameters)}, must be an object")
+    return parameters
+
+
+def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise BadRequest(f"{name} = {show(value)}, must be true or false")
+    return value
+
+
+def _output(name: str, binary: bool, answer: Answer) -> tuple[dict[str, Any], bytes]:
+    if name == "label":
+        output = {"name": name, "datatype": "BYTES", "shape": [len(answer.labels)]}
+        data, raw = answer.labels, write_bytes_tensor(answer.labels) if binary else b""
+    else:
+        output = {"name": name, "datatype": "FP32", "shape": list(answer.probabilities.shape)}
+        data = [] if binary else answer.probabilities.ravel().tolist()
+        raw = answer.probabilities.astype("<f4").tobytes() if binary else b""
+    output |= {"parameters": {"binary_data_size": len(raw)}} if binary else {"data": data}
+    return output, raw

@@ -1,0 +1,146 @@
+"""Tensors of the Open Inference Protocol v2: JSON or binary in, rows of the feature out; and answers back.
+
+B rows   N input width   K classes
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any
+
+import numpy as np
+
+from tasks.spec.errors import BadRequest
+from tasks.spec.feature import Feature
+
+# Datatype -> how its bytes lie in a binary tensor (little-endian, as the protocol says).
+NUMBERS = {"FP32": "<f4", "UINT8": "u1", "INT64": "<i8"}
+LENGTH = struct.Struct("<I")
+
+
+def input_name(feature: Feature) -> str:
+    return "text" if feature.kind == "text" else "input"
+
+
+def read_rows(feature: Feature, datatype: Any, shape: Any, data: Any, max_rows: int) -> Any:
+    """Return the rows of one input: float32 [B, N], or B strings.
+
+    ``data`` is the JSON's flat or nested list, or the bytes of a binary tensor.
+
+    Raises:
+        BadRequest: datatype, shape or values that do not fit the feature, or B beyond ``max_rows``.
+    """
+    name = input_name(feature)
+    allowed = ("BYTES",) if feature.kind == "text" else tuple(NUMBERS)
+    if datatype not in allowed:
+        raise BadRequest(f"{name}.datatype = {show(datatype)}, must be {' or '.join(allowed)}")
+    num_rows = _num_rows(feature, name, shape, max_rows)
+    if feature.kind == "text":
+        return _texts(name, data, num_rows)
+    array = _from_bytes(name, datatype, data) if isinstance(data, bytes) else _from_json(name, datatype, data)
+    if array.size != math.prod(shape) or (array.ndim != 1 and array.shape != tuple(shape)):
+        found = f"{array.size} values" if array.ndim == 1 else f"shape {list(array.shape)}"
+        raise BadRequest(f"{name}.data has {found}, must be {math.prod(shape)} values as its shape says")
+    return array.reshape(num_rows, -1)
+
+
+def write_bytes_tensor(texts: list[str]) -> bytes:
+    """Return a BYTES tensor: each element with its length (4 bytes) before it."""
+    return b"".join(LENGTH.pack(len(raw)) + raw for raw in (text.encode() for text in texts))
+
+
+def show(found: Any) -> str:
+    """Return a client's value short enough for a message of one line."""
+    text = repr(found) if isinstance(found, str | int | float | bool | None) else f"a {type(found).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _num_rows(feature: Feature, name: str, shape: Any, max_rows: int) -> int:
+    """Return B of a shape that fits the feature: [B] of texts, [B, N], or [B, H, W] of an image."""
+    if not (isinstance(shape, list) and shape and all(type(size) is int for size in shape)):
+        raise BadRequest(f"{name}.shape must be a list of whole numbers")
+    fitting = [[]] if feature.kind == "text" else [list(feature.shape)]
+    if feature.kind == "image":
+        fitting.append([feature.height, feature.width])
+    if shape[1:] not in fitting:
+        raise BadRequest(f"{name}.shape = {_line(shape)}, must be {_line(['B', *fitting[0]])}")
+    if not 1 <= shape[0] <= max_rows:
+        raise BadRequest(f"{name}.shape = {_line(shape)}: B must be 1 to {max_rows}")
+    return shape[0]
+
+
+def _line(shape: list[Any]) -> str:
+    return show("[" + ", ".join(str(size) for size in shape[:8]) + "]").strip("'")
+
+
+def _from_json(name: str, datatype: str, data: Any) -> np.ndarray:
+    if not isinstance(data, list):
+        raise BadRequest(f"{name}.data = {show(data)}, must be a list of numbers")
+    try:
+        array = np.asarray(data)
+    except (ValueError, OverflowError, RecursionError):
+        raise BadRequest(f"{name}.data is ragged, must be a flat list or as nested as its shape") from None
+    if array.dtype.kind == "O":
+        array = _with_missing(name, array)
+    kinds = "iuf" if datatype == "FP32" else "iu"
+    if array.dtype.kind not in kinds and array.size:
+        raise BadRequest(f"{name}.data holds what is no {datatype} number")
+    if datatype == "UINT8" and array.size and not (array.min() >= 0 and array.max() <= 255):
+        raise BadRequest(f"{name}.data holds values outside 0 to 255, which is all that UINT8 has")
+    return _finite(name, array)
+
+
+def _with_missing(name: str, array: np.ndarray) -> np.ndarray:
+    """Turn null into NaN, which means missing; anything else that is no number is refused."""
+    if not all(value is None or type(value) in (int, float) for value in array.flat):
+        raise BadRequest(f"{name}.data holds what is no number")
+    try:
+        return array.astype(np.float64)
+    except OverflowError:
+        raise BadRequest(f"{name}.data holds numbers beyond FP32") from None
+
+
+def _finite(name: str, array: np.ndarray) -> np.ndarray:
+    """Return float32; NaN stays (missing), infinity and what overflows are refused."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = array.astype(np.float32)
+    if np.isinf(array).any():
+        raise BadRequest(f"{name}.data holds numbers beyond FP32")
+    return array
+
+
+def _from_bytes(name: str, datatype: str, data: bytes) -> np.ndarray:
+    kind = np.dtype(NUMBERS[datatype])
+    if len(data) % kind.itemsize:
+        raise BadRequest(
+            f"{name} has {len(data)} bytes, must be a multiple of {kind.itemsize} for {datatype}"
+        )
+    return _finite(name, np.frombuffer(data, dtype=kind))
+
+
+def _texts(name: str, data: Any, num_rows: int) -> list[str]:
+    texts = _split_bytes_tensor(name, data) if isinstance(data, bytes) else data
+    if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+        raise BadRequest(f"{name}.data must be a flat list of strings")
+    if len(texts) != num_rows:
+        raise BadRequest(f"{name}.data has {len(texts)} texts, must be {num_rows} as its shape says")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise BadRequest(f"{name}.data holds half a surrogate pair, which is no text") from None
+    return texts
+
+
+def _split_bytes_tensor(name: str, data: bytes) -> list[str]:
+    texts, position = [], 0
+    try:
+        while position < len(data):
+            (length,) = LENGTH.unpack_from(data, position)
+            position += LENGTH.size + length
+            if position > len(data):
+                raise BadRequest(f"{name}: an element of its binary data ends beyond it")
+            texts.append(data[position - length : position].decode())
+    except (struct.error, UnicodeDecodeError):
+        raise BadRequest(f"{name}: its binary data is no BYTES tensor of UTF-8 texts") from None
+    return texts

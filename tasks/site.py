@@ -1,0 +1,64 @@
+"""The site a step works at: this machine's settings, and its stores and services, opened when first asked for."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.spec.settings import Settings, resolve
+from tasks.store.files import exclusive
+from tasks.store.sign import make_key
+
+if TYPE_CHECKING:
+    from tasks.release.gateway import Gateway
+    from tasks.release.ledger import Ledger
+
+
+class Site:
+    """Folders and clients of one instance. Nothing is opened before it is used."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or resolve()
+        self.home = self.settings.home_path
+        self.root = Path(self.settings.root)
+        self.rooms = self.home / "rooms"
+        self.packages = self.home / "packages"
+        self.workloads = Path(self.settings.workloads)
+        self.suites = self.root / "great_expectations" / "expectations"
+        self.datasets = self.home / "datasets"
+
+    @cached_property
+    def keys(self) -> Path:
+        """The folder of the signing key, made on first use."""
+        folder = self.home / "keys"
+        with exclusive(self.home / "locks" / "keys.lock"):
+            make_key(folder)
+        return folder
+
+    @cached_property
+    def mlflow(self) -> Any:
+        from tasks.registry.client import connect
+
+        return connect(self.settings.mlflow_url)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        from tasks.release.ledger import Ledger
+
+        return Ledger(self.home, keys=self.keys)
+
+    @cached_property
+    def gateway(self) -> Gateway:
+        from tasks.release.gateway import Gateway
+
+        return Gateway(self.settings)
+
+    @cached_property
+    def engine(self) -> Any:
+        from tasks.engines import engine
+
+        return engine("process", self.home)
+
+    def workload_folder(self, name: str) -> Path:
+        return self.workloads / name

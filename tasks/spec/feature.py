@@ -1,0 +1,120 @@
+"""What a model reads, and how stored columns become its input array.
+
+``encode`` is the one place where a column becomes an array: training, evaluation and serving call it, so
+a model is asked at serving exactly what it was asked in training.
+
+    B rows   H height   W width   C table columns   T tokens
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from tasks.spec.errors import BadRequest
+from tasks.spec.value import Value, register_tags
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class ImageFeature(Value):
+    """Grey images of one size, stored as H*W bytes a row (row-major), 0 to ``max_value``."""
+
+    kind: Literal["image"]
+    column: str = "pixels"
+    height: int = Field(ge=1, le=4096)
+    width: int = Field(ge=1, le=4096)
+    max_value: int = Field(default=255, ge=1, le=255)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.height * self.width,)
+
+
+class TextFeature(Value):
+    """Short texts; a byte-pair tokenizer is fitted on the training split and travels in the package."""
+
+    kind: Literal["text"]
+    column: str = "text"
+    max_tokens: int = Field(default=64, ge=4, le=4096)
+    vocabulary: int = Field(default=4000, ge=256, le=200_000)
+    max_chars: int = Field(default=10_000, ge=1, description="longer texts are a bad request")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.max_tokens,)
+
+
+class TableFeature(Value):
+    """Numeric columns; the model's graph standardises them and fills missing values with the training mean."""
+
+    kind: Literal["table"]
+    columns: tuple[str, ...] = Field(min_length=1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.columns),)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> TableFeature:
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError(f"columns = {list(self.columns)}, must be distinct")
+        return self
+
+
+Feature = Annotated[ImageFeature | TextFeature | TableFeature, Field(discriminator="kind")]
+register_tags("image", "text", "table")
+
+
+def encode(feature: Feature, rows: Any, tokenizer: Any = None) -> np.ndarray:
+    """Turn rows as a client or a table holds them into the graph's input array.
+
+    image: rows [B, H*W] or [B, H, W] numbers -> float32 [B, H*W] (scaled inside the graph);
+    table: rows [B, C] numbers -> float32 [B, C] (NaN is missing); text: B strings -> int64 [B, T].
+
+    Raises:
+        BadRequest: wrong width, a value that is no number, or a text longer than ``max_chars``.
+    """
+    import numpy as np
+
+    if feature.kind == "text":
+        return _tokens(feature, rows, tokenizer)
+    try:
+        array = np.asarray(rows, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise BadRequest(f"{feature.kind} input: found values that are no numbers") from None
+    if not array.ndim or not len(array):
+        raise BadRequest(f"{feature.kind} input: found no rows, must be 1 or more")
+    array = array.reshape(len(array), -1)
+    if array.shape[1] != feature.shape[0]:
+        raise BadRequest(f"{feature.kind} input: found rows of {array.shape[1]} values, must be {feature.shape[0]}")
+    if np.isinf(array).any():
+        raise BadRequest(f"{feature.kind} input: found values beyond the range of float32")
+    if feature.kind == "image" and array.size and not (array.min() >= 0 and array.max() <= feature.max_value):
+        raise BadRequest(f"image input: found values outside 0 to {feature.max_value}")
+    return array
+
+
+def _tokens(feature: TextFeature, texts: Any, tokenizer: Any) -> np.ndarray:
+    """[B] strings -> int64 [B, T]: cut at T, padded with 0."""
+    import numpy as np
+
+    texts = [str(text) for text in texts]
+    longest = max((len(text) for text in texts), default=0)
+    if longest > feature.max_chars:
+        raise BadRequest(f"text input: found {longest} characters, must be {feature.max_chars} or fewer")
+    out = np.zeros((len(texts), feature.max_tokens), dtype=np.int64)
+    for row, encoding in enumerate(tokenizer.encode_batch(texts)):
+        ids = encoding.ids[: feature.max_tokens]
+        out[row, : len(ids)] = ids
+    return out

@@ -1,0 +1,253 @@
+"""Requests and results of the steps: the small JSON that travels between them. Data lies in rooms.
+
+A request holds everything that its result depends on, so that the key of a step is the digest of its
+request and of the step's code. It holds only the sections it needs: a changed ``serve`` section keys no
+training anew.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tasks.spec import workload as w
+from tasks.spec.clean import CleanRule
+from tasks.spec.feature import Feature
+from tasks.spec.rules import Rule, Verdict
+from tasks.spec.value import RoomRef, Value
+
+
+class SourceFile(Value):
+    """One file of a source, resolved: ``name`` is the absolute path, or the bundled set's name and version."""
+
+    name: str
+    sha256: str
+    bytes: int = Field(ge=0)
+
+
+class IngestRequest(Value):
+    """Read the source into one Parquet table with the declared columns and types."""
+
+    workload: str
+    source: w.Source
+    files: tuple[SourceFile, ...] = Field(min_length=1)
+    feature: Feature
+    label: w.Label
+    split_column: str | None = None
+
+
+class IngestResult(Value):
+    """``raw.parquet``: the feature columns, the label column, the split column where one is named."""
+
+    room: RoomRef | None = None
+    rows: int
+    columns: tuple[str, ...]
+
+
+class CleanRequest(Value):
+    workload: str
+    raw: RoomRef
+    feature: Feature
+    label: w.Label
+    rules: tuple[CleanRule, ...]
+    split: w.Split
+
+
+class CleanResult(Value):
+    """``data.parquet``: row_id, features, ``label`` (text), ``split``; ``repairs.parquet``: every changed cell
+    and dropped row (row_id, column, before, after, rule); ``report.json``: counts by rule."""
+
+    room: RoomRef | None = None
+    rows_in: int
+    rows_out: int
+    changed_cells: int
+    dropped_rows: int
+    rows_by_split: dict[str, int]
+
+
+class ValidateDataRequest(Value):
+    workload: str
+    clean: RoomRef
+    rows_in: int
+    dropped_rows: int
+    feature: Feature
+    label: w.Label
+    expectations: w.Expectations
+    suites_sha256: str = Field(description="digest of the suites that users edit in great_expectations/")
+
+
+class ValidateDataResult(Value):
+    """``docs/``: Great Expectations' data docs (index.html); ``validation.json``: its result."""
+
+    room: RoomRef | None = None
+    success: bool
+    evaluated: int
+    failed: tuple[str, ...] = Field(description="one line for each expectation that was not met")
+    suites: tuple[str, ...]
+
+
+class ValidateLabelsRequest(Value):
+    workload: str
+    clean: RoomRef
+    feature: Feature
+    label: w.Label
+    rules: w.LabelRules
+
+
+class ValidateLabelsResult(Value):
+    """``suspects.parquet``: rows whose label is likely wrong (row_id, label, suggested, quality), worst first;
+    ``conflicts.parquet``: rows of equal features under different labels; ``report.json``."""
+
+    room: RoomRef | None = None
+    verdict: Verdict
+    class_counts: dict[str, int]
+    conflicts: int
+    leaked: int
+    suspects: int
+    noise_ratio: float
+
+
+class VersionRequest(Value):
+    workload: str
+    clean: RoomRef
+    validate_data: RoomRef
+    validate_labels: RoomRef
+
+
+class VersionResult(Value):
+    """``data.parquet`` as DVC gave it back, held against the manifest of the cleaned room."""
+
+    room: RoomRef | None = None
+    revision: str = Field(description="the Git tag in the dataset repository: <workload>-<first 12 of the digest>")
+    data_sha256: str
+    rows_by_split: dict[str, int]
+    class_counts: dict[str, int]
+
+
+class TrainRequest(Value):
+    workload: str
+    dataset: RoomRef
+    revision: str
+    feature: Feature
+    label: w.Label
+    train: w.Train
+    model_py_sha256: str | None = Field(default=None, description="the digest of the workload's own model.py")
+
+
+class TrainResult(Value):
+    """``weights.safetensors``, ``tokenizer.json`` for texts, ``model.py`` for own models, ``history.jsonl``."""
+
+    room: RoomRef | None = None
+    run_id: str = Field(description="the run in MLflow")
+    epochs: int
+    best_epoch: int
+    validation_loss: float
+    train_seconds: float
+    parameters: int
+    restarts: int = 0
+
+
+class CompressRequest(Value):
+    workload: str
+    variant: w.Variant
+    trained: RoomRef
+    dataset: RoomRef
+    feature: Feature
+    label: w.Label
+    train: w.Train
+
+
+class CompressResult(Value):
+    """``package/``: a model package with its manifest, unsigned as yet."""
+
+    room: RoomRef | None = None
+    variant: w.Variant
+    package_sha256: str
+    model_bytes: int
+    parity_max_difference: float = Field(description="largest difference of probabilities to the torch model")
+
+
+class EvaluateRequest(Value):
+    """Measure one package on the holdout. Pure, so a champion that is a candidate again costs nothing."""
+
+    workload: str
+    package_uri: str
+    package_sha256: str
+    dataset: RoomRef
+    label: w.Label
+
+
+class EvaluateResult(Value):
+    """``measurements.json``: metrics overall and by class with intervals, latency, size;
+    ``predictions.parquet``: row_id, label, prediction, probabilities; ``report.html``, ``confusion.png``."""
+
+    room: RoomRef | None = None
+    package_sha256: str
+    accuracy: float
+    macro_f1: float
+    p50_ms: float
+    p99_ms: float
+    model_bytes: int
+    samples: int
+
+
+class Candidate(Value):
+    variant: w.Variant
+    package_sha256: str
+    package_uri: str
+    evaluation: RoomRef
+
+
+class JudgeRequest(Value):
+    workload: str
+    run_id: str
+    rules: tuple[Rule, ...]
+    objective: Literal["quality", "latency", "size"]
+    candidates: tuple[Candidate, ...] = Field(min_length=1)
+    champion: RoomRef | None = Field(default=None, description="the champion's evaluation on the same holdout")
+    champion_sha256: str | None = None
+    validate_data: RoomRef
+    validate_labels: RoomRef
+
+
+class Judged(Value):
+    variant: w.Variant
+    package_sha256: str
+    verdict: Verdict
+    chosen: bool = False
+
+
+class JudgeResult(Value):
+    """``verdict.json``; ``report.html``: all candidates beside the champion."""
+
+    room: RoomRef | None = None
+    verdict: Literal["pass", "fail", "error", "inconclusive"]
+    chosen: Candidate | None
+    judged: tuple[Judged, ...]
+    summary: str
+
+
+class RegisterRequest(Value):
+    """Sign the chosen package and register it. Once for each package, whoever asks how often."""
+
+    workload: str
+    description: str
+    run_id: str
+    revision: str
+    summary: str
+    review_required: bool
+    code_sha256: str = Field(description="digest of the sources that made and judged it")
+    dataset: RoomRef
+    chosen: Candidate
+    judged: RoomRef
+    validate_data: RoomRef
+    validate_labels: RoomRef
+
+
+class RegisterResult(Value):
+    room: RoomRef | None = None
+    version: str = Field(description="the version's number in MLflow's registry")
+    package_sha256: str
+    evidence_sha256: str = Field(description="the evidence pack that an approval binds to")
+    created: bool = Field(description="false where this package was registered before")

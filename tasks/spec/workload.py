@@ -1,0 +1,287 @@
+"""A workload: what ``workloads/NAME/workload.yaml`` may say. Every section has defaults that suit a small model.
+
+Contradictions are refused here, beside the fields they concern, and name the field that fixes them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tasks.spec.clean import CleanRule
+from tasks.spec.cron import PRESETS as CRON_PRESETS
+from tasks.spec.cron import is_cron
+from tasks.spec.feature import Feature
+from tasks.spec.rules import Rule
+from tasks.spec.value import Value, register_tags
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
+SECRET = re.compile(r"\$\{secret:([A-Za-z0-9_.-]+)\}")
+
+
+class BundledSource(Value):
+    """A data set that ships inside scikit-learn."""
+
+    kind: Literal["sklearn"]
+    name: Literal["digits"]
+
+
+class FilesSource(Value):
+    """CSV or Parquet files: a path or glob, absolute or relative to the workload's folder."""
+
+    kind: Literal["files"]
+    path: str = Field(min_length=1)
+    format: Literal["csv", "parquet"] | None = Field(default=None, description="default: the file's ending")
+
+
+Source = Annotated[BundledSource | FilesSource, Field(discriminator="kind")]
+register_tags("sklearn", "files")
+
+
+class Label(Value):
+    """The label column and its allowed classes, in the order of the model's outputs."""
+
+    column: str = "label"
+    classes: tuple[str | int, ...] = Field(min_length=2)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(str(item) for item in self.classes)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Label:
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"classes = {list(self.classes)}, must be distinct")
+        return self
+
+
+class Expectations(Value):
+    """What the generated Great Expectations suite demands of the cleaned table."""
+
+    min_rows: int = Field(default=100, ge=1)
+    max_rows: int | None = Field(default=None, ge=1)
+    max_rejected_ratio: Ratio = Field(default=0.2, description="rows that cleaning dropped, of all rows")
+
+
+class LabelRules(Value):
+    """When label validation refuses. Ratios are of all rows."""
+
+    min_class_ratio: Ratio = Field(default=0.01, description="the rarest class")
+    max_conflict_ratio: Ratio = Field(default=0.01, description="equal features under different labels")
+    max_leaked_ratio: Ratio = Field(default=0.0, description="holdout rows whose features are in training too")
+    max_noise_ratio: Ratio = Field(default=0.1, description="estimated wrong labels (confident learning)")
+    max_audited_rows: int = Field(default=20_000, ge=100, description="a seeded sample of larger sets is audited")
+
+
+class Split(Value):
+    """Rows go to a split by a hash of their features, so equal rows never part; or by a column of the source."""
+
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    seed: int = 0
+    column: str | None = Field(default=None, description="holds the names train, validation, holdout (or test)")
+
+    @model_validator(mode="after")
+    def _leaves_training_rows(self) -> Split:
+        if self.validation + self.holdout > 0.9:
+            raise ValueError(
+                f"holdout = {self.holdout} and validation = {self.validation} leave under 10 % to train on; "
+                "their sum must be 0.9 or less"
+            )
+        return self
+
+
+class Data(Value):
+    source: Source
+    feature: Feature
+    label: Label
+    clean: tuple[CleanRule, ...] = ()
+    expectations: Expectations = Expectations()
+    labels: LabelRules = LabelRules()
+    split: Split = Split()
+
+    @model_validator(mode="after")
+    def _label_is_no_feature(self) -> Data:
+        if self.label.column in self.feature.columns:
+            raise ValueError(f"label.column = {self.label.column!r}, is a feature column too")
+        known = {*self.feature.columns, self.label.column}
+        for index, rule in enumerate(self.clean):
+            for column in rule.named_columns:
+                if column not in known:
+                    raise ValueError(f"clean.{index}.column = {column!r}, must be one of {sorted(known)}")
+        return self
+
+
+class Optimiser(Value):
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class Stopping(Value):
+    """Early stopping on the validation split's loss."""
+
+    max_epochs: int = Field(default=30, ge=1)
+    patience_epochs: int = Field(default=5, ge=1)
+
+
+class Mlp(Value):
+    """A multi-layer perceptron: hidden widths, ReLU, dropout."""
+
+    kind: Literal["mlp"]
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (128, 64)
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+
+class TextCnn(Value):
+    """Embedding, one Conv1D, global max pooling, a dense head (Kim 2014, one width)."""
+
+    kind: Literal["text-cnn"]
+    embedding: int = Field(default=64, ge=1)
+    channels: int = Field(default=128, ge=1)
+    kernel: int = Field(default=5, ge=1)
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+
+
+class OwnModel(Value):
+    """The workload folder's own ``model.py``: ``build(feature, num_classes, **options) -> torch.nn.Module``."""
+
+    kind: Literal["model.py"]
+    options: dict[str, int | float | str | bool] = {}
+
+
+Recipe = Annotated[Mlp | TextCnn | OwnModel, Field(discriminator="kind")]
+register_tags("mlp", "text-cnn", "model.py")
+
+
+class Resources(Value):
+    """What one rank asks of its node."""
+
+    cpus: float = Field(default=1, gt=0)
+    memory_bytes: int = Field(default=2 * 2**30, ge=2**26)
+    gpus: int = Field(default=0, ge=0)
+
+
+class Train(Value):
+    recipe: Recipe
+    nodes: int = Field(default=1, ge=1)
+    ranks: int = Field(default=2, ge=1, description="processes on each node")
+    batch_size: int = Field(default=64, ge=1, description="global: divided among the ranks")
+    optimiser: Optimiser = Optimiser()
+    stopping: Stopping = Stopping()
+    checkpoint_every_epochs: int = Field(default=1, ge=1)
+    seed: int = 0
+    resources: Resources = Resources()
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.ranks
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Train:
+        if self.batch_size % self.world_size:
+            raise ValueError(
+                f"batch_size = {self.batch_size}, must be a multiple of nodes x ranks = {self.world_size}"
+            )
+        return self
+
+
+Variant = Literal["fp32", "int8"]
+
+
+class Compress(Value):
+    variants: tuple[Variant, ...] = Field(default=("fp32", "int8"), min_length=1)
+    objective: Literal["quality", "latency", "size"] = Field(
+        default="size", description="which passing candidate is taken"
+    )
+
+    @field_validator("variants")
+    @classmethod
+    def _distinct(cls, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
+        if len(set(variants)) != len(variants):
+            raise ValueError(f"{list(variants)}, must be distinct")
+        return variants
+
+
+class Gate(Value):
+    """A gate without rules is an error, so the default set is never empty."""
+
+    rules: tuple[Rule, ...] = Field(
+        default=(
+            Rule(metric="accuracy", min=0.8, min_samples=100),
+            Rule(metric="accuracy", max_drop=0.01, against="champion"),
+        ),
+        min_length=1,
+    )
+
+
+class Review(Value):
+    required: bool = True
+    approvers: tuple[str, ...] = Field(default=(), description="Airflow users who may decide; empty: any")
+    two_person: bool = Field(default=False, description="the one who triggered the run may not approve it")
+    accept_unnamed: bool = Field(
+        default=False, description="an approval by a tag in MLflow counts, which carries no author"
+    )
+
+    @model_validator(mode="after")
+    def _tags_have_no_author(self) -> Review:
+        if self.two_person and self.accept_unnamed:
+            raise ValueError(
+                "accept_unnamed = true, must be false where two_person is true: a tag has no author"
+            )
+        return self
+
+
+class Serve(Value):
+    replicas: int = Field(default=1, ge=1, le=64)
+    max_batch_rows: int = Field(default=64, ge=1)
+    max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
+    max_queue: int = Field(default=128, ge=1, description="requests waiting; beyond it the answer is 503")
+    threads: int = Field(default=1, ge=1)
+
+
+class Rollout(Value):
+    bake_seconds: int = Field(default=60, ge=0, description="how long the previous version stays warm")
+    ready_seconds: int = Field(default=60, ge=1, description="how long a new replica may take to be ready")
+
+
+class WebhookNotifier(Value):
+    kind: Literal["webhook"]
+    url: str = Field(min_length=1, description="may be or hold a ${secret:NAME}")
+
+
+class Workload(Value):
+    """One model that Drydock builds, releases and watches."""
+
+    name: Name
+    description: str = ""
+    priority: int = Field(default=1, ge=1, le=1000)
+    schedule: str | None = Field(default=None, description="a cron line, in UTC; none: by hand and by assets")
+    data: Data
+    train: Train
+    compress: Compress = Compress()
+    gate: Gate = Gate()
+    review: Review = Review()
+    serve: Serve = Serve()
+    rollout: Rollout = Rollout()
+    notify: tuple[WebhookNotifier, ...] = ()
+
+    @model_validator(mode="after")
+    def _recipe_fits_feature(self) -> Workload:
+        recipe, feature = self.train.recipe.kind, self.data.feature.kind
+        fitting = {"mlp": {"image", "table"}, "text-cnn": {"text"}}.get(recipe)
+        if fitting and feature not in fitting:
+            raise ValueError(
+                f"train.recipe.kind = {recipe!r}, must be one that reads data.feature.kind = {feature!r}"
+            )
+        return self
+
+    @field_validator("schedule")
+    @classmethod
+    def _is_cron(cls, schedule: str | None) -> str | None:
+        if schedule is not None and not is_cron(schedule):
+            raise ValueError(f"{schedule!r}, must be a cron line of five fields, or one of {', '.join(CRON_PRESETS)}")
+        return schedule

@@ -1,0 +1,224 @@
+"""The services of the laptop size: which programs run, how they are started, watched and stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tasks.engines.supervisor import Program, Supervisor
+from tasks.orchestrate.api import AirflowApi
+from tasks.orchestrate.environment import airflow_environment
+from tasks.registry.client import ENVIRONMENT as MLFLOW_ENVIRONMENT
+from tasks.release.gateway import Gateway, command
+from tasks.site import Site
+from tasks.spec.errors import BadRequest, TryAgain
+from tasks.spec.settings import SCHEMA_VERSION
+from tasks.store.files import write_json, write_whole
+
+AIRFLOW = ("api-server", "scheduler", "dag-processor", "triggerer")
+HEALTH_SECONDS = 120
+# Airflow loads this before it forks a process for each task, which then need not import the same again.
+LOCAL_SETTINGS = "import tasks.notify\nimport tasks.plan  # noqa: F401\n"
+Say = Callable[[str], None]
+
+
+def programs(site: Site) -> list[Program]:
+    """Return every supervised program of the platform. Pure but for the secrets made at first use."""
+    airflow = airflow_environment(site)
+    skip_log_server = {"scheduler", "triggerer"}  # theirs would listen on every address
+    found = [
+        _program(
+            site,
+            f"airflow-{name}",
+            (_tool("airflow"), name, *(["--skip-serve-logs"] if name in skip_log_server else [])),
+            airflow,
+            stop_seconds=20,
+        )
+        for name in AIRFLOW
+    ]
+    own = site.settings.environment | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    return [
+        _program(site, "gateway", command(site.settings), {}, priority=100),
+        _program(site, "mlflow", _mlflow_command(site), _mlflow_environment(), priority=100),
+        _program(site, "reconciler", (sys.executable, "-m", "tasks.reconciler"), own),
+        *found,
+    ]
+
+
+def up(site: Site, say: Say) -> None:
+    """Start what does not run, and wait until all of it is healthy. Idempotent.
+
+    Raises:
+        BadRequest: a port is taken by someone else, or the state is of another schema.
+        TryAgain: a component is not healthy in time; its log is named.
+    """
+    prepare_home(site)
+    supervisor = Supervisor(site.home)
+    if not supervisor.running():
+        check_ports(site)
+        supervisor.start()
+    Gateway(site.settings).prepare()
+    wanted = programs(site)
+    # These two need no database of Airflow's, so they start while it is migrated.
+    for program in wanted:
+        if program.name in ("gateway", "mlflow"):
+            supervisor.add(program)
+    say("migrating Airflow's database")
+    migrate(site)
+    for program in wanted:
+        supervisor.add(program)
+    say("waiting for Airflow, MLflow and the gateway")
+    await_healthy(site, say)
+
+
+def down(site: Site, purge: bool) -> None:
+    """Stop everything that ``up`` started; with ``purge`` forget the state too."""
+    Supervisor(site.home).stop()
+    if purge and site.home.is_dir():
+        if not (site.home / "state.json").is_file():
+            raise BadRequest(f"{site.home}: holds no state.json, so it is no state of ours; remove it by hand")
+        shutil.rmtree(site.home)
+
+
+def prepare_home(site: Site) -> None:
+    """Make the state folder, or check that it is of our schema.
+
+    Raises:
+        BadRequest: its schema is another one; the message tells the way out.
+    """
+    path = site.home / "state.json"
+    if not path.exists():
+        site.home.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"schema": SCHEMA_VERSION})
+    found = json.loads(path.read_text()).get("schema")
+    if found != SCHEMA_VERSION:
+        raise BadRequest(
+            f"{site.home}: its state has schema {found}, must be {SCHEMA_VERSION}; use the release that wrote it, "
+            "or another DRYDOCK_HOME, or ./drydock down --purge"
+        )
+    for name in ("airflow", "mlflow", "logs", "jobs", "rooms"):
+        (site.home / name).mkdir(exist_ok=True)
+    write_whole(site.home / "airflow" / "config" / "airflow_local_settings.py", LOCAL_SETTINGS)
+    _ = site.keys
+
+
+def check_ports(site: Site) -> None:
+    """Raise BadRequest where a port that we need is taken."""
+    for name, port in site.settings.ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((site.settings.host, port))
+            except OSError:
+                variable = f"DRYDOCK_{name.upper()}"
+                raise BadRequest(f"port {port} ({name}) is taken by another program; set {variable}") from None
+
+
+def migrate(site: Site) -> None:
+    """Bring Airflow's database to its schema; done once for each version of Airflow."""
+    from importlib.metadata import version
+
+    stamp = site.home / "airflow" / "migrated"
+    wanted = version("apache-airflow-core")
+    if stamp.exists() and stamp.read_text() == wanted and (site.home / "airflow" / "airflow.db").exists():
+        return
+    log = site.home / "logs" / "airflow-migrate.log"
+    environment = os.environ | airflow_environment(site)
+    with log.open("wb") as stream:
+        done = subprocess.run(
+            [_tool("airflow"), "db", "migrate"], env=environment, stdout=stream, stderr=stream, check=False
+        )
+    if done.returncode:
+        raise TryAgain(f"Airflow's database: the migration failed; see {log}")
+    stamp.write_text(wanted)
+
+
+def await_healthy(site: Site, say: Say) -> None:
+    """Wait until every component says that it is healthy."""
+    until = time.monotonic() + HEALTH_SECONDS
+    told: set[str] = set()
+    while True:
+        states = health(site)
+        for name in sorted(set(name for name, state in states.items() if state == "healthy") - told):
+            told.add(name)
+            say(f"{name} is up")
+        if all(state == "healthy" for state in states.values()):
+            return
+        if time.monotonic() > until:
+            name, state = next((n, s) for n, s in states.items() if s != "healthy")
+            raise TryAgain(f"{name} is {state} after {HEALTH_SECONDS} s; see ./drydock logs {log_name(name)}")
+        time.sleep(0.3)
+
+
+def health(site: Site) -> dict[str, str]:
+    """Return each component's state: ``healthy``, or what is wrong."""
+    airflow = AirflowApi(site).health()
+    states = {f"airflow {name}": state for name, state in airflow.items()} or {"airflow": "not answering"}
+    states["mlflow"] = "healthy" if _answers(f"{site.settings.mlflow_url}/health") else "not answering"
+    states["gateway"] = "healthy" if _answers(f"{site.settings.gateway_admin_url}/ready") else "not answering"
+    return states
+
+
+def log_name(component: str) -> str:
+    """Return the program whose log tells about a component of the health page."""
+    known = {"airflow": "airflow-api-server", "airflow metadatabase": "airflow-api-server"}
+    return known.get(component, component.replace(" ", "-").replace("_", "-"))
+
+
+def _program(
+    site: Site,
+    name: str,
+    line: tuple[str, ...],
+    environment: dict[str, str],
+    stop_seconds: int = 10,
+    priority: int = 500,
+) -> Program:
+    return Program(
+        name=name,
+        command=line,
+        environment=environment,
+        folder=str(site.home),
+        log=str(site.home / "logs" / f"{name}.log"),
+        stop_seconds=stop_seconds,
+        priority=priority,
+    )
+
+
+def _mlflow_command(site: Site) -> tuple[str, ...]:
+    settings, folder = site.settings, site.home / "mlflow"
+    hosts = f"127.0.0.1:*,localhost:*,{settings.host}:*"
+    return (
+        *(_tool("mlflow"), "server", "--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
+        *("--artifacts-destination", str(folder / "artifacts"), "--serve-artifacts"),
+        *("--allowed-hosts", hosts, "--cors-allowed-origins", settings.airflow_url),
+    )
+
+
+def _mlflow_environment() -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+    return MLFLOW_ENVIRONMENT | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PYTHONSAFEPATH": "1",
+        "PATH": path,
+    }
+
+
+def _tool(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
+def _answers(url: str) -> bool:
+    import httpx
+
+    try:
+        return httpx.get(url, timeout=3, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False

@@ -1,0 +1,263 @@
+"""The pipeline on one page: step name -> function, in order.
+
+    ingest -> clean -> validate_data -> validate_labels -> version -> train
+           -> compress (each variant) -> evaluate (each candidate, and the champion) -> judge -> register
+
+A step turns one request into one result and one room. It is keyed by its request and its code: the same key
+again returns the finished result, and a killed one goes on in the folder it left. ``tasks.plan`` says what
+each step is asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tasks.site import Site
+from tasks.spec import requests as r
+from tasks.spec.errors import BadRequest, DrydockError, Inconclusive, IntegrityLost, Refused, TryAgain
+from tasks.spec.value import Value, sha256_of
+from tasks.store.events import record_event
+from tasks.store.files import exclusive, sha256_file
+from tasks.store.room import Room, open_room
+
+KEY_DIGITS = 32
+
+
+def ingest(request: r.IngestRequest, room: Path, site: Site) -> r.IngestResult:
+    from tasks.data.ingest import ingest
+
+    return ingest(request, room)
+
+
+def clean(request: r.CleanRequest, room: Path, site: Site) -> r.CleanResult:
+    from tasks.data.clean import clean
+
+    return clean(request, room)
+
+
+def validate_data(request: r.ValidateDataRequest, room: Path, site: Site) -> r.ValidateDataResult:
+    from tasks.data.expectations import validate_data
+
+    return validate_data(request, room, site.suites)
+
+
+def validate_labels(request: r.ValidateLabelsRequest, room: Path, site: Site) -> r.ValidateLabelsResult:
+    from tasks.data.labels import validate_labels
+
+    return validate_labels(request, room)
+
+
+def version(request: r.VersionRequest, room: Path, site: Site) -> r.VersionResult:
+    from tasks.data.version import version
+
+    return version(request, room, site.datasets)
+
+
+def train(request: r.TrainRequest, room: Path, site: Site) -> r.TrainResult:
+    from tasks.registry import runs
+    from tasks.train.fit import fit
+
+    run_id = runs.open_run(site.mlflow, request.workload, key_of("train", request), *_run_papers(request))
+    dataset_uri = f"dvc:{site.datasets}@{request.revision}"
+    runs.log_dataset(site.mlflow, run_id, request.revision, request.dataset.digest_sha256, dataset_uri)
+    curves = runs.Curves(site.mlflow, run_id)
+    model_py = site.workload_folder(request.workload) / "model.py" if request.model_py_sha256 else None
+    try:
+        done = fit(request, room, model_py, curves.log_epoch)
+    except TryAgain:
+        raise
+    except DrydockError as error:
+        runs.log_tags(site.mlflow, run_id, {"drydock.why": str(error)})
+        runs.finish_run(site.mlflow, run_id, "FAILED")
+        raise
+    curves.flush()
+    runs.log_metrics(site.mlflow, run_id, {"train_seconds": done["train_seconds"], "parameters": done["parameters"]})
+    return r.TrainResult(run_id=run_id, **done)
+
+
+def _run_papers(request: r.TrainRequest) -> tuple[dict[str, Any], dict[str, str]]:
+    """The run's parameters (the train section, flat) and tags."""
+    params = _flat(request.train.model_dump(mode="json"))
+    tags = {"drydock.workload": request.workload, "drydock.dataset_revision": request.revision}
+    return params, tags | {"drydock.dataset_sha256": request.dataset.digest_sha256}
+
+
+def compress(request: r.CompressRequest, room: Path, site: Site) -> r.CompressResult:
+    from tasks.compress.compress import compress
+
+    return compress(request, room)
+
+
+def evaluate(request: r.EvaluateRequest, room: Path, site: Site) -> r.EvaluateResult:
+    from tasks.evaluate.evaluate import evaluate
+
+    return evaluate(request, room)
+
+
+def judge(request: r.JudgeRequest, room: Path, site: Site) -> r.JudgeResult:
+    from tasks.evaluate.compare import compare
+    from tasks.registry import runs
+
+    result = compare(request, room)
+    for candidate in request.candidates:
+        folder = open_room(candidate.evaluation)
+        for name in ("report.html", "confusion.png", "measurements.json"):
+            runs.log_file(site.mlflow, request.run_id, folder / name, f"evaluation/{candidate.variant}")
+    runs.log_file(site.mlflow, request.run_id, room / "report.html", "evaluation")
+    data_docs, labels = open_room(request.validate_data) / "docs", open_room(request.validate_labels)
+    runs.log_folder(site.mlflow, request.run_id, data_docs, "validation/data_docs")
+    runs.log_file(site.mlflow, request.run_id, labels / "report.json", "validation/labels")
+    runs.log_metrics(site.mlflow, request.run_id, json.loads((room / "metrics.json").read_text()))
+    runs.log_tags(site.mlflow, request.run_id, {"drydock.verdict": result.verdict, "drydock.why": result.summary})
+    runs.finish_run(site.mlflow, request.run_id, "FINISHED" if result.verdict == "pass" else "FAILED")
+    return result
+
+
+def register(request: r.RegisterRequest, room: Path, site: Site) -> r.RegisterResult:
+    from tasks.registry.register import register_package
+    from tasks.review import record_registration
+
+    with exclusive(site.home / "locks" / f"register-{request.workload}.lock"):
+        gateway = site.settings.gateway_url
+        result = register_package(request, site.mlflow, site.packages, site.keys, site.root, gateway)
+        record_registration(request.workload, result, request.review_required, site)
+    return result
+
+
+class Step(NamedTuple):
+    """One step: what it takes and gives, its function, the packages its code lies in, and when it refuses."""
+
+    request: type[Value]
+    result: type[Value]
+    run: Callable[..., Any]
+    code: tuple[str, ...]
+    refusal: Callable[[Any], str | None] = lambda result: None
+
+
+STEPS: dict[str, Step] = {
+    "ingest": Step(r.IngestRequest, r.IngestResult, ingest, ("data",)),
+    "clean": Step(r.CleanRequest, r.CleanResult, clean, ("data",)),
+    "validate_data": Step(
+        r.ValidateDataRequest,
+        r.ValidateDataResult,
+        validate_data,
+        ("data",),
+        lambda done: None if done.success else "data validation refused: " + "; ".join(done.failed[:3]),
+    ),
+    "validate_labels": Step(
+        r.ValidateLabelsRequest,
+        r.ValidateLabelsResult,
+        validate_labels,
+        ("data", "gate"),
+        lambda done: None if done.verdict.verdict == "pass" else f"label validation refused: {done.verdict.summary}",
+    ),
+    "version": Step(r.VersionRequest, r.VersionResult, version, ("data",)),
+    "train": Step(r.TrainRequest, r.TrainResult, train, ("train",)),
+    "compress": Step(r.CompressRequest, r.CompressResult, compress, ("train", "compress", "serve")),
+    "evaluate": Step(r.EvaluateRequest, r.EvaluateResult, evaluate, ("evaluate", "serve", "train")),
+    "judge": Step(
+        r.JudgeRequest,
+        r.JudgeResult,
+        judge,
+        ("evaluate", "gate"),
+        lambda done: None if done.verdict == "pass" else f"the gate says {done.verdict}: {done.summary}",
+    ),
+    "register": Step(r.RegisterRequest, r.RegisterResult, register, ("registry",)),
+}
+
+
+def run_step(name: str, request: Value, site: Site) -> Value:
+    """Run one step, or return the finished result of its key.
+
+    Raises:
+        Refused: the step's result says no; the result is kept, and its room can be read.
+        DrydockError: as the step says. Nothing is published then.
+    """
+    step, room = _step(name), room_of(name, request, site)
+    room.path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(room.lock):
+        if not _whole(room, site):
+            result = step.run(request, room.begin(), site)
+            room.publish(result.model_dump(mode="json"))
+    return _checked(step, room)
+
+
+def finished(name: str, request: Value, site: Site) -> Value | None:
+    """Return the result of a request whose room is published, or None. Refusals raise as in ``run_step``."""
+    room = room_of(name, request, site)
+    return _checked(_step(name), room) if room.published() and _whole(room, site) else None
+
+
+def _whole(room: Room, site: Site) -> bool:
+    """Whether the room is published and its bytes are right; a rotten one is set aside, and made again."""
+    ref = room.published()
+    if ref is None:
+        return False
+    try:
+        open_room(ref)
+    except IntegrityLost as error:
+        aside = room.set_aside()
+        record_event(site.home, "failure", f"{error}; it is made again, the rotten one lies in {aside}")
+        return False
+    return True
+
+
+def room_of(name: str, request: Value, site: Site) -> Room:
+    return Room(site.rooms / name, key_of(name, request))
+
+
+def key_of(name: str, request: Value) -> str:
+    """Return the step's key: a digest of its name, its request and its code. Where things lie is no part of it."""
+    asked = _without_places(request.model_dump(mode="json"))
+    return sha256_of({"step": name, "request": asked, "code": code_sha256(_step(name).code)})[:KEY_DIGITS]
+
+
+def _without_places(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {k: _without_places(v) for k, v in data.items() if k != "uri" and not k.endswith("_uri")}
+    return [_without_places(item) for item in data] if isinstance(data, list) else data
+
+
+@lru_cache
+def code_sha256(packages: tuple[str, ...]) -> str:
+    """Return the digest of the sources that a step's result depends on."""
+    root = Path(__file__).parent
+    files = sorted(path for name in (*packages, "spec", "store") for path in (root / name).rglob("*.py"))
+    return sha256_of({str(path.relative_to(root)): sha256_file(path) for path in files})
+
+
+def parse_request(name: str, data: Any, where: str) -> Value:
+    """Read a step's request from JSON data."""
+    return _step(name).request.parse(data, where)
+
+
+def _checked(step: Step, room: Room) -> Value:
+    ref = room.published()
+    assert ref is not None
+    result = step.result.parse(room.result() | {"room": ref.model_dump()}, str(room.final))
+    if reason := step.refusal(result):
+        raise Inconclusive(reason) if "inconclusive" in verdict_of(result) else Refused(reason)
+    return result
+
+
+def verdict_of(result: Any) -> str:
+    """The verdict of a gate's result: ``pass``, ``fail``, ``error``, ``inconclusive``; none of another step's."""
+    found = getattr(result, "verdict", "")
+    return str(getattr(found, "verdict", found))
+
+
+def _step(name: str) -> Step:
+    if name not in STEPS:
+        raise BadRequest(f"step {name!r} is not there, must be one of {', '.join(STEPS)}")
+    return STEPS[name]
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,1 @@
+"""Rooms, manifests written last, signatures, whole-file writes and the event log."""

@@ -1,0 +1,357 @@
+"""Fixtures that more than one folder of tests needs. Sections are by room; keep each room's together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+# --- serve: tiny signed model packages ---------------------------------------------------------------------
+
+
+class SignedPackage(NamedTuple):
+    """A package folder with its digest, the keys that signed it, and rows that it answers."""
+
+    folder: Path
+    digest_sha256: str
+    keys: Path
+    rows: list[Any]
+
+
+MakePackage = Callable[..., SignedPackage]
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """A folder with a fresh signing key pair."""
+    from tasks.store.sign import make_key
+
+    make_key(tmp_path / "keys")
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+def digits_package(tmp_path: Path, keys: Path) -> MakePackage:
+    """Make a tiny signed digits package: ``digits_package(name="a", seed=0, signer=None, change=None)``.
+
+    ``seed`` draws the weights, so two seeds are two packages; ``signer`` is a folder of keys (default:
+    ``keys``); ``change(folder)`` runs before the manifest is written.
+    """
+    from tasks.spec.feature import ImageFeature
+
+    def make(
+        name: str = "digits", seed: int = 0, signer: Path | None = None, change: Any = None
+    ) -> SignedPackage:
+        feature = ImageFeature(kind="image", height=8, width=8, max_value=16)
+        rows = _random_rows(seed, 3, 64, 16)
+        model = _dense_model(64, 10, seed)
+        return _finish(tmp_path / name, "digits", feature, 10, model, rows, signer or keys, change)
+
+    return make
+
+
+@pytest.fixture
+def table_package(tmp_path: Path, keys: Path) -> MakePackage:
+    """Make a tiny signed table package of three columns, whose graph fills missing values."""
+    from tasks.spec.feature import TableFeature
+
+    def make(name: str = "table", seed: int = 0) -> SignedPackage:
+        feature = TableFeature(kind="table", columns=("age", "income", "visits"))
+        rows = [[1.0, 2.0, 3.0], [None, 0.5, -2.0]]
+        model = _dense_model(3, 2, seed, fill_missing=True)
+        return _finish(tmp_path / name, "table", feature, 2, model, rows, keys)
+
+    return make
+
+
+@pytest.fixture
+def text_package(tmp_path: Path, keys: Path) -> MakePackage:
+    """Make a tiny signed text package: a real byte-pair tokenizer, Gather, mean, Gemm, softmax."""
+    from tasks.spec.feature import TextFeature
+
+    def make(name: str = "text", seed: int = 0) -> SignedPackage:
+        feature = TextFeature(kind="text", max_tokens=8, vocabulary=300, max_chars=200)
+        rows = ["free prize now", "see you at home"]
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        _train_tokenizer(300).save(str(folder / "tokenizer.json"))
+        return _finish(folder, "text", feature, 2, _text_model(8, 300, 2, seed), rows, keys)
+
+    return make
+
+
+def _finish(
+    folder: Path, workload: str, feature: Any, num_classes: int, model: Any, rows: list[Any], signer: Path,
+    change: Any = None,
+) -> SignedPackage:  # fmt: skip
+    """Write model and papers, with the package's own answers as the golden sample, and sign."""
+    from tasks.serve.package import Golden, Signature, open_package, write_package
+    from tasks.store.manifest import write_manifest
+    from tasks.store.sign import sign_folder
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    classes = [str(k) for k in range(num_classes)]
+    dtype = "int64" if feature.kind == "text" else "float32"
+    papers = {"format": 1, "workload": workload, "variant": "fp32", "classes": classes}
+    papers["feature"] = feature.model_dump(mode="json")
+    papers["graph_input"] = {"name": "input", "dtype": dtype, "shape": [-1, *feature.shape]}
+    papers["graph_output"] = {"name": "probabilities", "dtype": "float32", "shape": [-1, num_classes]}
+    signature = Signature.parse(papers, "signature.json")
+    write_package(
+        folder, signature, Golden(rows=rows, probabilities=[[1 / num_classes] * num_classes] * len(rows))
+    )
+    answers = open_package(folder, None, None).predict(rows)
+    digest = write_package(folder, signature, Golden(rows=rows, probabilities=answers.tolist()))
+    if change:
+        change(folder)
+        digest = write_manifest(folder)
+    sign_folder(folder, signer)
+    return SignedPackage(folder, digest, signer, rows)
+
+
+def _random_rows(seed: int, num_rows: int, width: int, max_value: int) -> list[list[float]]:
+    import numpy as np
+
+    rows = np.random.default_rng(seed).integers(0, max_value + 1, (num_rows, width))
+    return rows.astype(float).tolist()
+
+
+def _dense_model(width: int, num_classes: int, seed: int, fill_missing: bool = False) -> Any:
+    """[B, N] -> softmax(x W / 8), with NaN replaced by 0 first where asked."""
+    from onnx import helper
+
+    nodes, source = [], "input"
+    if fill_missing:
+        nodes = [helper.make_node("IsNaN", ["input"], ["missing"])]
+        nodes += [helper.make_node("Where", ["missing", "zero", "input"], ["filled"])]
+        source = "filled"
+    nodes += [helper.make_node("Gemm", [source, "weight"], ["logits"], alpha=0.125)]
+    nodes += [helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1)]
+    arrays = {"weight": _weights(seed, (width, num_classes))}
+    if fill_missing:
+        arrays["zero"] = 0 * _weights(0, (1,))
+    return _model(nodes, arrays, "FLOAT", width, num_classes)
+
+
+def _text_model(tokens: int, vocabulary: int, num_classes: int, seed: int) -> Any:
+    """[B, T] ids -> softmax(mean of embeddings W)."""
+    import numpy as np
+    from onnx import helper
+
+    nodes = [
+        helper.make_node("Gather", ["embedding", "input"], ["embedded"]),
+        helper.make_node("ReduceMean", ["embedded", "axes"], ["pooled"], keepdims=0),
+        helper.make_node("Gemm", ["pooled", "weight"], ["logits"], alpha=4.0),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    arrays = {"embedding": _weights(seed, (vocabulary, 16)), "weight": _weights(seed + 1, (16, num_classes))}
+    return _model(nodes, arrays | {"axes": np.array([1], np.int64)}, "INT64", tokens, num_classes)
+
+
+def _model(nodes: list[Any], arrays: dict[str, Any], dtype: str, width: int, num_classes: int) -> Any:
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("input", getattr(TensorProto, dtype), ["batch", width])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", num_classes])],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def _weights(seed: int, shape: tuple[int, ...]) -> Any:
+    import numpy as np
+
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def _train_tokenizer(vocabulary: int) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="[PAD]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=["[PAD]"], initial_alphabet=alphabet, show_progress=False
+    )
+    texts = ["free prize win cash now", "see you at home later", "call me when you can", "win a free phone"]
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+# --- train to register: datasets, trained rooms, a real MLflow ----------------------------------------------
+
+
+class Trained(NamedTuple):
+    """A published training room: its request, its folder and what ``fit`` returned."""
+
+    request: Any
+    ref: Any
+    folder: Path
+    done: dict[str, float]
+
+
+@pytest.fixture(scope="session")
+def digits_dataset(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A published dataset room (a RoomRef) of 1200 bundled digits, as the version step leaves it."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels, label = bunch.data[:1200].astype(np.uint8), bunch.target[:1200].astype(str)
+    return publish_dataset(tmp_path_factory.mktemp("digits"), {"pixels": list(pixels)}, list(label))
+
+
+def publish_dataset(base: Path, columns: dict[str, list[Any]], label: list[str]) -> Any:
+    """Publish a dataset room: 70 % train, 15 % validation, 15 % holdout, by position."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tasks.store.room import Room
+
+    n = len(label)
+    split = ["train" if i % 20 < 14 else "validation" if i % 20 < 17 else "holdout" for i in range(n)]
+    table = pa.table({"row_id": list(range(n)), **columns, "label": label, "split": split})
+    room = Room(base, "dataset")
+    pq.write_table(table, room.begin() / "data.parquet")
+    return room.publish({"rows_by_split": {name: split.count(name) for name in sorted(set(split))}})
+
+
+@pytest.fixture(scope="session")
+def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """``make_dataset(columns, label)``: publish a dataset room and return its RoomRef."""
+    return lambda columns, label: publish_dataset(tmp_path_factory.mktemp("dataset"), columns, label)
+
+
+@pytest.fixture(scope="session")
+def train_request(digits_dataset: Any) -> Callable[..., Any]:
+    """``train_request(dataset=, feature=, classes=, **train)``: a request, by default of the digits, with
+    epochs long enough that a fault lands in the middle of the training."""
+    from tasks.spec.requests import TrainRequest
+
+    def make(dataset: Any = None, feature: Any = None, classes: Any = tuple(range(10)), **train: Any) -> Any:
+        ref = (dataset or digits_dataset).model_dump()
+        defaults = {"recipe": {"kind": "mlp", "hidden": [32]}, "batch_size": 8, "ranks": 1}
+        defaults |= {"optimiser": {"learning_rate": 0.003}, "stopping": {"max_epochs": 10, "patience_epochs": 10}}
+        data = {
+            "workload": "digits",
+            "dataset": ref,
+            "revision": "digits-000000000000",
+            "feature": feature or {"kind": "image", "height": 8, "width": 8, "max_value": 16},
+            "label": {"classes": list(classes)},
+            "train": defaults | train,
+        }
+        return TrainRequest.parse(data, "the test's request")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits_trained(train_request: Any, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Digits trained without any disturbance by two ranks: the reference of other tests."""
+    from tasks.store.room import Room
+    from tasks.train.fit import fit
+
+    request = train_request(ranks=2)
+    room = Room(tmp_path_factory.mktemp("trained"), "digits")
+    done = fit(request, room.begin(), None, lambda line: None)
+    ref = room.publish({"run_id": "none"} | done)
+    return Trained(request, ref, room.final, done)
+
+
+@pytest.fixture(scope="session")
+def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real MLflow server, started as ``drydock up`` starts it; its files lie in ``mlflow_home``."""
+    import os
+    import subprocess
+    import time
+
+    from tasks.site import Site
+    from tasks.spec.settings import resolve
+    from tasks.stack import _mlflow_command, _mlflow_environment
+
+    home = tmp_path_factory.mktemp("mlflow-home")
+    settings = resolve({"DRYDOCK_HOME": str(home)}, mlflow_port=free_port())
+    (home / "mlflow").mkdir()
+    with (home / "mlflow.log").open("wb") as log:
+        server = subprocess.Popen(
+            _mlflow_command(Site(settings)), env=os.environ | _mlflow_environment(), cwd=home, stdout=log,
+            stderr=log, start_new_session=True,
+        )  # fmt: skip
+    until = time.monotonic() + 90
+    try:
+        while not _healthy(f"{settings.mlflow_url}/health"):
+            assert server.poll() is None, (home / "mlflow.log").read_text()[-2000:]
+            assert time.monotonic() < until, "MLflow did not start in 90 s"
+            time.sleep(0.2)
+        yield settings.mlflow_url
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(20)
+
+
+def _healthy(url: str) -> bool:
+    import httpx
+
+    try:
+        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def make_site(mlflow_url: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """``make_site()``: a Site with its own state and workloads folder (the shipped ones) and the real MLflow."""
+    import shutil
+
+    from tasks.site import Site
+    from tasks.spec.settings import resolve
+
+    def make() -> Any:
+        home = tmp_path_factory.mktemp("site")
+        shutil.copytree(Path(__file__).parents[1] / "workloads", home / "workloads")
+        environ = {"DRYDOCK_HOME": str(home / "state"), "DRYDOCK_WORKLOADS": str(home / "workloads")}
+        return Site(resolve(environ, mlflow_port=int(mlflow_url.rpartition(":")[2])))
+
+    return make
+
+
+@pytest.fixture
+def site(make_site: Any) -> Any:
+    """A Site of this test's own, with the session's MLflow."""
+    return make_site()
+
+
+class Run(NamedTuple):
+    """A local run: its site, its workload, all results by step, and what it said."""
+
+    site: Any
+    workload: Any
+    done: dict[str, Any]
+    said: list[str]
+
+
+@pytest.fixture(scope="session")
+def digits_run(make_site: Any) -> Run:
+    """The digits from the source to a registered version, by ``tasks.local.run_local``."""
+    from tasks.local import run_local
+    from tasks.spec.changes import changed
+    from tasks.spec.load import load_workload
+
+    site, said = make_site(), []
+    workload = changed(load_workload(site.workloads, "digits"), {"max_epochs": 12})
+    return Run(site, workload, run_local(workload, site, said.append), said)

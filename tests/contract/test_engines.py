@@ -1,0 +1,227 @@
+"""One suite for every engine: what the job and the service protocol promise, whatever runs underneath."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.engines import ENGINES, engine
+from tasks.engines.protocol import Job, JobState, JobStatus, Service
+from tasks.spec.errors import BadRequest
+
+pytestmark = pytest.mark.timeout(60)
+
+# Each job carries its own script, which the process engine's shell and the fake's behaviour both follow.
+SCRIPT = 'printf %s "$PRINTS"; while [ "$EXITS" = never ]; do sleep 0.05; done; exit "$EXITS"'
+
+
+@pytest.fixture(scope="module", params=["process", "fake"])
+def subject(request, tmp_path_factory):
+    home = tmp_path_factory.mktemp(request.param)
+    built = engine(request.param, home)
+    if request.param == "process":
+        built.supervisor.start()
+        yield built
+        built.supervisor.stop()
+    else:
+        built.behaviour = lambda job: _play(built, job)
+        yield built
+
+
+def _play(fake, job: Job) -> int | None:
+    fake.write(f"job-{job.key}", job.environment["PRINTS"])
+    return None if job.environment["EXITS"] == "never" else int(job.environment["EXITS"])
+
+
+@pytest.fixture
+def job(request, tmp_path):
+    name = request.node.originalname.removeprefix("test_").replace("_", "-")[:60]
+
+    def build(exits: str = "0", prints: str = "", key: str = name) -> Job:
+        environment = {"EXITS": exits, "PRINTS": prints}
+        return Job(key=key, command=("sh", "-c", SCRIPT), environment=environment, folder=str(tmp_path / key))
+
+    return build
+
+
+@pytest.fixture
+def service(request, subject, tmp_path):
+    name = request.node.originalname.removeprefix("test_").replace("_", "-")[:40]
+
+    def build(replicas: int = 1) -> Service:
+        command = ("sh", "-c", "while :; do sleep 0.05; done", "server", "{port}")
+        labels = {"workload": "digits", "note": 'it\'s 100 % "quoted"; # ok\n'}
+        return Service(name=name, command=command, folder=str(tmp_path), replicas=replicas, labels=labels)
+
+    yield build
+    subject.stop(name)
+
+
+def _ended(subject, handle: str) -> JobStatus:
+    deadline = time.monotonic() + 20
+    while (status := subject.poll(handle)).state is JobState.RUNNING:
+        assert time.monotonic() < deadline, f"{handle} still runs"
+        time.sleep(0.02)
+    return status
+
+
+def _log(subject, handle: str) -> str:
+    text, offset = subject.logs(handle)
+    while (more := subject.logs(handle, offset))[0]:
+        text, offset = text + more[0], more[1]
+    return text
+
+
+def test_render_is_pure(subject, job):
+    assert subject.render(job()) == subject.render(job())
+    assert subject.poll(f"job-{job().key}").state is JobState.MISSING
+
+
+def test_a_job_succeeds(subject, job):
+    assert _ended(subject, subject.submit(job())) == JobStatus(state=JobState.SUCCEEDED, exit_code=0)
+
+
+def test_a_job_fails_with_its_code(subject, job):
+    assert _ended(subject, subject.submit(job("30"))) == JobStatus(state=JobState.FAILED, exit_code=30)
+
+
+def test_an_unknown_job_is_missing(subject):
+    assert subject.poll("job-nobody") == JobStatus(state=JobState.MISSING)
+    assert subject.poll("../../etc/passwd").state is JobState.MISSING
+    assert subject.logs("job-nobody", 7) == ("", 7)
+    assert subject.logs("../../etc/passwd") == ("", 0)
+
+
+def test_the_log_goes_on_from_an_offset(subject, job):
+    handle = subject.submit(job(prints="drydock: Größe 7"))
+    _ended(subject, handle)
+    text, offset = subject.logs(handle)
+    assert (text, offset) == ("drydock: Größe 7", len(text.encode()))
+    assert subject.logs(handle, 9) == ("Größe 7", offset)
+    assert subject.logs(handle, offset) == ("", offset)
+
+
+def test_a_running_job_is_adopted(subject, job):
+    handle = subject.submit(job("never", prints="once"))
+    assert subject.poll(handle) == JobStatus(state=JobState.RUNNING)
+    assert subject.submit(job("never", prints="once")) == handle
+    subject.cancel(handle)
+    assert _log(subject, handle) == "once"
+
+
+def test_a_succeeded_job_is_adopted(subject, job):
+    handle = subject.submit(job(prints="once"))
+    _ended(subject, handle)
+    assert subject.submit(job(prints="once")) == handle
+    assert _ended(subject, handle).state is JobState.SUCCEEDED
+    assert _log(subject, handle) == "once"
+
+
+def test_a_failed_job_is_started_again(subject, job):
+    handle = subject.submit(job("20", prints="first "))
+    assert _ended(subject, handle).state is JobState.FAILED
+    assert subject.submit(job("0", prints="second")) == handle
+    assert _ended(subject, handle) == JobStatus(state=JobState.SUCCEEDED, exit_code=0)
+    assert _log(subject, handle) == "first second"
+
+
+def test_cancel_ends_a_job_and_may_be_repeated(subject, job):
+    handle = subject.submit(job("never"))
+    for _ in range(2):
+        subject.cancel(handle)
+        assert subject.poll(handle).state is JobState.MISSING
+    subject.cancel("job-nobody")
+
+
+def test_a_cancelled_job_can_be_submitted_again(subject, job):
+    subject.cancel(subject.submit(job("never")))
+    assert _ended(subject, subject.submit(job("0"))).state is JobState.SUCCEEDED
+
+
+def test_forget_drops_an_ended_job_and_keeps_its_log(subject, job):
+    handle = subject.submit(job(prints="kept"))
+    _ended(subject, handle)
+    for _ in range(2):
+        subject.forget(handle)
+        assert subject.poll(handle).state is JobState.MISSING
+    assert _log(subject, handle) == "kept"
+
+
+def test_forget_refuses_a_running_job(subject, job):
+    handle = subject.submit(job("never"))
+    with pytest.raises(BadRequest, match="cancel it first"):
+        subject.forget(handle)
+    subject.cancel(handle)
+
+
+def test_poll_may_be_called_from_threads(subject, job):
+    handle = subject.submit(job("never"))
+    states: list[JobState] = []
+    threads = [threading.Thread(target=lambda: states.append(subject.poll(handle).state)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert states == [JobState.RUNNING] * 8
+    subject.cancel(handle)
+
+
+def test_a_service_starts_its_replicas(subject, service):
+    found = subject.start(service(2))
+    assert [(replica.service, replica.index) for replica in found] == [
+        (service().name, 0),
+        (service().name, 1),
+    ]
+    assert all(replica.running for replica in found)
+    assert len({replica.port for replica in found}) == 2
+    assert all(replica.labels == service().labels for replica in found)
+    assert found[0].url == f"http://127.0.0.1:{found[0].port}"
+
+
+def test_start_leaves_running_replicas_alone(subject, service):
+    assert subject.start(service(2)) == subject.start(service(2)) == subject.replicas(service().name)
+
+
+def test_start_adjusts_the_number_of_replicas(subject, service):
+    one = subject.start(service(1))
+    three = subject.start(service(3))
+    assert three[:1] == one
+    assert [replica.index for replica in three] == [0, 1, 2]
+    assert subject.start(service(2)) == three[:2]
+
+
+def test_stop_removes_a_service_and_may_be_repeated(subject, service):
+    subject.start(service(2))
+    for _ in range(2):
+        subject.stop(service().name)
+        assert subject.replicas(service().name) == ()
+
+
+def test_an_unknown_service_has_no_replicas(subject):
+    assert subject.replicas("nobody") == ()
+    subject.stop("nobody")
+
+
+def test_services_with_like_names_are_kept_apart(subject, service, tmp_path):
+    other = service().model_copy(update={"name": f"{service().name}-1"})
+    subject.start(service(2))
+    subject.start(other)
+    assert {replica.service for replica in subject.replicas()} >= {service().name, other.name}
+    subject.stop(other.name)
+    assert len(subject.replicas(service().name)) == 2
+    assert subject.replicas(other.name) == ()
+
+
+def test_an_unknown_engine_is_refused_with_the_known_ones():
+    with pytest.raises(BadRequest, match=r"engine = 'slurm', must be one of \['fake', 'process'\]"):
+        engine("slurm", Path("/nowhere"))
+
+
+@pytest.mark.parametrize("name", sorted(ENGINES))
+def test_every_engine_has_both_protocols(name, tmp_path):
+    built = engine(name, tmp_path)
+    for method in ("render", "submit", "poll", "logs", "cancel", "start", "replicas", "stop", "forget"):
+        assert callable(getattr(built, method))

@@ -1,0 +1,58 @@
+"""A full disk in the state folder: one clear line, nothing half-written, and the same command goes on later."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.plan import request_for
+from tasks.site import Site
+from tasks.spec.load import load_workload
+from tasks.spec.settings import resolve
+from tasks.store.files import write_json
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 kB; only root may mount one."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "drydock-test", str(tmp_path)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no right to mount a file system")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.timeout(60)
+def test_a_full_disk_loses_nothing(small_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    requests = tmp_path_factory.mktemp("requests")
+    environment = {"DRYDOCK_HOME": str(small_disk), "DRYDOCK_ROOT": str(ROOT)}
+    site = Site(resolve(environment))
+    request = request_for("ingest", load_workload(site.workloads, "digits"), {}, site)
+    assert request is not None
+    write_json(requests / "request.json", request.model_dump(mode="json"))
+    filler = small_disk / "filler"
+    filler.write_bytes(b"\0" * 245_000)
+    command = [sys.executable, "-P", "-m", "tasks", "step", "ingest", str(requests / "request.json")]
+
+    full = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert full.returncode == 20, full.stderr
+    assert full.stderr.strip().count("\n") == 0
+    assert "disk is full" in full.stderr
+    assert "disk is full" in (requests / "error.json").read_text()
+    assert list(small_disk.glob("rooms/*/[!.]*")) == []
+
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not (requests / "error.json").exists()
+    assert len(list(small_disk.glob("rooms/ingest/[!.]*/manifest.json"))) == 1

@@ -1,0 +1,239 @@
+"""From trained weights to packages, measurements and the verdict, with the real ONNX exporter and runtime."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.compress.compress import compress
+from tasks.evaluate.compare import compare
+from tasks.evaluate.evaluate import evaluate
+from tasks.serve.package import open_package
+from tasks.spec.errors import BadRequest, DrydockError, IntegrityLost
+from tasks.spec.requests import Candidate, CompressRequest, EvaluateRequest, JudgeRequest
+from tasks.spec.rules import Rule
+from tasks.spec.value import RoomRef
+from tasks.store.room import Room
+
+pytestmark = pytest.mark.timeout(180)
+
+
+class Made(NamedTuple):
+    """One variant: its compress request and result, its evaluation request, result and room."""
+
+    request: Any
+    package: Path
+    compressed: Any
+    evaluation: Any
+    evaluated: Any
+    room: RoomRef
+
+
+def compress_request(trained, variant: str) -> CompressRequest:
+    asked = trained.request
+    return CompressRequest(
+        workload="digits", variant=variant, trained=trained.ref, dataset=asked.dataset, feature=asked.feature,
+        label=asked.label, train=asked.train,
+    )  # fmt: skip
+
+
+def evaluate_request(trained, package: Path, digest: str) -> EvaluateRequest:
+    asked = trained.request
+    return EvaluateRequest(
+        workload="digits", package_uri=str(package), package_sha256=digest, dataset=asked.dataset, label=asked.label
+    )
+
+
+@pytest.fixture(scope="module")
+def made(digits_trained, tmp_path_factory) -> dict[str, Made]:
+    base, found = tmp_path_factory.mktemp("made"), {}
+    for variant in ("fp32", "int8"):
+        request, room = compress_request(digits_trained, variant), Room(base / "compress", variant)
+        compressed = compress(request, room.begin())
+        package = Path(room.publish(compressed.model_dump(mode="json")).uri) / "package"
+        asked, room = evaluate_request(digits_trained, package, compressed.package_sha256), Room(base / "eval", variant)
+        evaluated = evaluate(asked, room.begin())
+        ref = room.publish(evaluated.model_dump(mode="json"))
+        found[variant] = Made(request, package, compressed, asked, evaluated, ref)
+    return found
+
+
+def measurements(ref: RoomRef) -> dict[tuple[str, str], dict[str, Any]]:
+    data = json.loads((Path(ref.uri) / "measurements.json").read_text())
+    return {(item["metric"], item["slice"]): item for item in data}
+
+
+def test_the_export_answers_as_the_network_did(made):
+    assert made["fp32"].compressed.parity_max_difference < 1e-4
+    assert made["int8"].compressed.parity_max_difference < 0.5
+
+
+def test_int8_is_smaller_and_about_as_good(made):
+    assert made["int8"].compressed.model_bytes < 0.7 * made["fp32"].compressed.model_bytes
+    assert abs(made["int8"].evaluated.accuracy - made["fp32"].evaluated.accuracy) < 0.05
+
+
+@pytest.mark.parametrize("variant", ["fp32", "int8"])
+def test_the_package_is_whole_and_says_what_it_is(made, variant):
+    found = made[variant]
+    package = open_package(found.package, found.compressed.package_sha256, None)
+    package.check_golden()
+    assert (package.signature.variant, package.signature.workload) == (variant, "digits")
+    assert package.signature.classes == tuple("0123456789")
+    names = {path.name for path in found.package.iterdir()}
+    assert names == {"model.onnx", "signature.json", "golden.json", "manifest.json"}
+    assert not list(found.package.parent.glob("*.onnx")), "a left-over of the export"
+
+
+@pytest.mark.parametrize("variant", ["fp32", "int8"])
+def test_the_same_input_gives_the_same_package_over_what_a_killed_attempt_left(made, tmp_path, variant):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "left-over").write_text("x")
+    (tmp_path / "fp32.onnx").write_text("half")
+    again = compress(made[variant].request, tmp_path)
+    assert again == made[variant].compressed
+
+
+def test_weights_that_changed_are_refused(digits_trained, tmp_path):
+    shutil.copytree(digits_trained.folder, tmp_path / "trained")
+    content = bytearray((tmp_path / "trained" / "weights.safetensors").read_bytes())
+    content[-5] ^= 1
+    (tmp_path / "trained" / "weights.safetensors").write_bytes(content)
+    ref = digits_trained.ref.model_copy(update={"uri": str(tmp_path / "trained")})
+    request = compress_request(digits_trained, "fp32").model_copy(update={"trained": ref})
+    with pytest.raises(IntegrityLost, match=r"weights\.safetensors has digest"):
+        compress(request, tmp_path / "room")
+
+
+def test_a_network_that_answers_no_number_becomes_no_package(digits_trained, tmp_path):
+    """NaN compares to no limit: the check must not let it through."""
+    from safetensors.numpy import load_file, save_file
+
+    room = Room(tmp_path, "trained")
+    shutil.copytree(digits_trained.folder, room.begin(), dirs_exist_ok=True)
+    weights = load_file(room.path / "weights.safetensors")
+    save_file({name: array * np.float32(np.nan) for name, array in weights.items()}, room.path / "weights.safetensors")
+    ref = room.publish({})
+    (tmp_path / "room").mkdir()
+    request = compress_request(digits_trained, "fp32").model_copy(update={"trained": ref})
+    with pytest.raises(DrydockError, match="answers what is no number"):
+        compress(request, tmp_path / "room")
+
+
+def test_the_measurements_are_of_the_holdout_with_intervals_and_slices(made, digits_trained):
+    found = measurements(made["fp32"].room)
+    holdout = 1200 * 3 // 20
+    accuracy = found["accuracy", "overall"]
+    assert accuracy["samples"] == holdout == made["fp32"].evaluated.samples
+    assert accuracy["low"] < accuracy["value"] == made["fp32"].evaluated.accuracy < accuracy["high"]
+    assert accuracy["value"] > 0.85
+    recalls = [item for (metric, _), item in found.items() if metric == "recall"]
+    assert len(recalls) == 10
+    assert sum(item["samples"] for item in recalls) == holdout
+    assert 0 < found["p50_ms", "overall"]["value"] <= found["p99_ms", "overall"]["value"]
+    size = (made["fp32"].package / "model.onnx").stat().st_size
+    assert found["model_bytes", "overall"]["value"] == size == made["fp32"].evaluated.model_bytes
+
+
+def test_the_predictions_are_kept_row_by_row(made):
+    table = pq.read_table(Path(made["fp32"].room.uri) / "predictions.parquet")
+    assert table.num_rows == 180
+    right = np.mean(np.array(table["label"].to_pylist()) == np.array(table["prediction"].to_pylist()))
+    assert right == pytest.approx(made["fp32"].evaluated.accuracy)
+    assert np.allclose(np.array(table["probabilities"].to_pylist()).sum(axis=1), 1, atol=1e-4)
+    assert len(set(table["row_id"].to_pylist())) == 180
+
+
+def test_the_report_shows_numbers_and_the_confusion(made):
+    room = Path(made["int8"].room.uri)
+    html = (room / "report.html").read_text()
+    assert made["int8"].compressed.package_sha256[:12] in html
+    assert "data:image/png;base64," in html
+    assert html.count("class:") >= 10
+    assert "</html>" in html
+    image = (room / "confusion.png").read_bytes()
+    assert image.startswith(b"\x89PNG")
+    assert len(image) > 5000
+
+
+def test_another_package_than_the_one_asked_for_is_refused(made, digits_trained, tmp_path):
+    request = evaluate_request(digits_trained, made["fp32"].package, made["int8"].compressed.package_sha256)
+    with pytest.raises(IntegrityLost):
+        evaluate(request, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_holdout_is_a_bad_request(made, make_dataset, tmp_path):
+    dataset = make_dataset({"pixels": [[0] * 64] * 16}, ["1"] * 16)
+    request = made["fp32"].evaluation.model_copy(update={"dataset": dataset})
+    with pytest.raises(BadRequest, match=r"digits: the holdout has no rows; raise data\.split\.holdout"):
+        evaluate(request, tmp_path)
+
+
+# --- judging ------------------------------------------------------------------------------------------------
+
+EASY = Rule(metric="accuracy", min=0.5)
+STAY = Rule(metric="accuracy", against="champion", max_drop=0.2)
+
+
+def judged(made, tmp_path, *rules: Rule, objective: str = "size", champion: str | None = None):
+    candidates = tuple(
+        Candidate(
+            variant=name,
+            package_sha256=one.compressed.package_sha256,
+            package_uri=str(one.package),
+            evaluation=one.room,
+        )
+        for name, one in made.items()
+    )
+    request = JudgeRequest(
+        workload="digits", run_id="r", rules=rules, objective=objective, candidates=candidates,
+        champion=made[champion].room if champion else None,
+        champion_sha256=made[champion].compressed.package_sha256 if champion else None,
+    )  # fmt: skip
+    return compare(request, tmp_path)
+
+
+def test_of_those_that_pass_the_objective_takes_one(made, tmp_path):
+    small = judged(made, tmp_path, EASY, STAY, objective="size")
+    assert (small.verdict, small.chosen.variant) == ("pass", "int8")
+    assert "int8 taken by size" in small.summary
+    good = judged(made, tmp_path, EASY, objective="quality")
+    assert measurements(good.chosen.evaluation)["accuracy", "overall"]["value"] == max(
+        one.evaluated.accuracy for one in made.values()
+    )
+    assert [item.chosen for item in small.judged] == [False, True]
+    small = Rule(metric="model_bytes", max=made["fp32"].compressed.model_bytes - 1)
+    assert judged(made, tmp_path, EASY, small, objective="quality").chosen.variant == "int8"
+
+
+def test_where_none_passes_each_says_why(made, tmp_path):
+    found = judged(made, tmp_path, Rule(metric="accuracy", min=1.0))
+    assert (found.verdict, found.chosen) == ("fail", None)
+    assert found.summary.count("must be at least 1") == 2
+    assert json.loads((tmp_path / "verdict.json").read_text())["verdict"] == "fail"
+
+
+def test_too_few_samples_are_inconclusive_and_a_missing_number_an_error(made, tmp_path):
+    few = Rule(metric="accuracy", min=0.5, min_samples=1000)
+    assert judged(made, tmp_path, few).verdict == "inconclusive"
+    assert judged(made, tmp_path, EASY, Rule(metric="joules", max=1)).verdict == "error"
+    assert judged(made, tmp_path).verdict == "error"
+
+
+def test_beside_the_champion(made, tmp_path):
+    found = judged(made, tmp_path, EASY, STAY, champion="fp32")
+    assert found.verdict == "pass"
+    assert "champion" in (tmp_path / "report.html").read_text()
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["holdout.accuracy.champion"] == made["fp32"].evaluated.accuracy
+    assert metrics["holdout.model_bytes.int8"] == made["int8"].compressed.model_bytes
+    assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    faster = Rule(metric="model_bytes", against="champion", max_rise=-1)
+    assert judged(made, tmp_path, faster, champion="fp32").chosen.variant == "int8"
