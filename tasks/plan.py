@@ -178,7 +178,6 @@ def judge(workload: Workload, done: Done, site: Site, item: Any = None) -> Value
         objective=workload.compress.objective,
         candidates=candidates,
         champion=_room(champion) if champion else None,
-        champion_sha256=champion["package_sha256"] if champion else None,
         validate_data=_room(done["validate_data"]),
         validate_labels=_room(done["validate_labels"]),
     )

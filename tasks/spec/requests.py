@@ -206,7 +206,6 @@ class JudgeRequest(Value):
     objective: Literal["quality", "latency", "size"]
     candidates: tuple[Candidate, ...] = Field(min_length=1)
     champion: RoomRef | None = Field(default=None, description="the champion's evaluation on the same holdout")
-    champion_sha256: str | None = None
     validate_data: RoomRef
     validate_labels: RoomRef
 

@@ -195,7 +195,7 @@ def judged(made, tmp_path, *rules: Rule, objective: str = "size", champion: str 
     request = JudgeRequest(
         workload="digits", run_id="r", rules=rules, objective=objective, candidates=candidates,
         champion=made[champion].room if champion else None,
-        champion_sha256=made[champion].compressed.package_sha256 if champion else None,
+        validate_data=made["fp32"].room, validate_labels=made["fp32"].room,
     )  # fmt: skip
     return compare(request, tmp_path)
 
