@@ -8,14 +8,14 @@ from airflow.sdk import DAG, Asset, Param
 
 from tasks.orchestrate.catalogue import declared, release_docs
 from tasks.orchestrate.notifier import DrydockNotifier
-from tasks.orchestrate.operator import BakeOperator, ReleaseOperator
+from tasks.orchestrate.release import BakeOperator, ReleaseOperator, RolloutOperator
 from tasks.orchestrate.review import ReviewOperator
 
 for workload in declared():
     name = workload.name
     with DAG(
         f"release_{name}",
-        description=f"Review, start and switch to a version of {name}",
+        description=f"Review a version of {name}, roll it out and promote it",
         schedule=[Asset(f"model_{name}", uri=f"drydock://models/{name}", group="model")],
         # A release that bakes or waits for a person must not hold up the next one; the ledger serialises what
         # changes traffic, and refuses a switch whose champion is no longer the one that was reviewed.
@@ -39,9 +39,11 @@ for workload in declared():
             workload=name,
             params={"reason": Param("reviewed", type="string", minLength=3, description="kept with your name")},
         )
-        start = ReleaseOperator(task_id="start", action="start", workload=name)
-        ready = ReleaseOperator(task_id="ready", action="ready", workload=name)
-        switch = ReleaseOperator(task_id="switch", action="switch", workload=name)
+        preflight, start, ready, promote, retire = (
+            ReleaseOperator(task_id=action, action=action, workload=name)
+            for action in ("preflight", "start", "ready", "promote", "retire")
+        )
+        shadow, canary = (RolloutOperator(task_id=stage, stage=stage, workload=name) for stage in ("shadow", "canary"))
         bake = BakeOperator(task_id="bake", workload=name, seconds=workload.rollout.bake_seconds)
 
-        review >> start >> ready >> switch >> bake
+        review >> preflight >> start >> ready >> shadow >> canary >> promote >> bake >> retire

@@ -8,7 +8,7 @@ from airflow.sdk import DAG, Param
 
 from tasks.orchestrate.catalogue import declared, rollback_docs
 from tasks.orchestrate.notifier import DrydockNotifier
-from tasks.orchestrate.operator import ReleaseOperator
+from tasks.orchestrate.release import ReleaseOperator
 
 names = [workload.name for workload in declared()]
 

@@ -196,7 +196,7 @@ def review(workload: str, approve: str | None, reject: str | None, reason: str, 
 @click.argument("version")
 @click.option("--reason", default="released by hand")
 def release(workload: str, version: str, reason: str) -> None:
-    """Roll VERSION out: its release DAG, followed until traffic is switched."""
+    """Roll VERSION out: its release DAG, followed until it is promoted."""
     from tasks.command.up import release_version
 
     release_version(Site(), workload, version, reason, say)

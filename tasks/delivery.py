@@ -1,38 +1,45 @@
-"""A release on one page: start -> ready -> switch -> bake, and rollback. Each can be asked for again at any point.
+"""A release on one page, and rollback. Each action can be asked for again at any point.
 
-    start    the signed package is verified and its replicas run
-    ready    each replica has answered its golden sample
-    switch   traffic, aliases and ledger move together or not at all
-    bake     the version is still the champion and answers; the versions before it are stopped
+    preflight   the package is verified, approved, and what a rollback would go back to is at hand
+    start       its replicas run
+    ready       each replica has answered its golden sample
+    roll        a copy of the traffic, then shares of it, judged against the champion: ``tasks.release.rollout``
+    promote     traffic, aliases and ledger move together or not at all
+    bake        it is still the champion and answers
+    retire      the versions before it are stopped
 """
 
 from __future__ import annotations
 
-import sys
+import ssl
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 from pydantic import Field
 
-from tasks.engines.protocol import Service
 from tasks.notify import notify
 from tasks.registry import versions
 from tasks.release.model import Version, service_name
-from tasks.release.switch import Parts
+from tasks.release.rollout import RolloutState, begin
+from tasks.release.switch import Parts, switch
 from tasks.release.switch import rollback as roll_back
-from tasks.release.switch import switch as switch_to
+from tasks.replicas import (
+    await_ready,
+    fetch_package,
+    package_at_hand,
+    ready_endpoints,
+    retire_replicas,
+    start_replicas,
+    stop_replicas,
+)
 from tasks.site import Site
 from tasks.spec.errors import BadRequest, Refused, TryAgain
 from tasks.spec.load import load_workload
 from tasks.spec.value import Value
-from tasks.spec.workload import Serve
-from tasks.store.manifest import verify
-from tasks.store.sign import verify_folder_signature
 
-POLL_SECONDS = 0.1
+if TYPE_CHECKING:
+    import httpx
 
 
 class Order(Value):
@@ -47,6 +54,25 @@ class Order(Value):
     expected_champion: str | None = Field(default=None, description="what served when the release was reviewed")
 
 
+def preflight(order: Order, site: Site) -> dict[str, Any]:
+    """Check what can be checked before anything moves; what is not at hand is fetched.
+
+    Raises:
+        BadRequest: the version is not registered.
+        IntegrityLost: its package, or the one that a rollback would go back to, is not what was registered.
+        Refused: it is not approved, or another version serves than the one that its review was shown.
+    """
+    target = _target(order, site)
+    check_approved(order, site)
+    if site.rollouts.find(order.workload, order.intent_id) is None:
+        check_champion(order, site)
+    champion = site.ledger.champion(order.workload)
+    for version in (target, *([champion] if champion else [])):
+        if package_at_hand(order.workload, version, site) is None:
+            fetch_package(order.workload, version, site)
+    return {"package_sha256": target.digest_sha256, "back_to": champion.version if champion else None}
+
+
 def start(order: Order, site: Site) -> dict[str, Any]:
     """Start the replicas of a version, or find them running.
 
@@ -54,6 +80,8 @@ def start(order: Order, site: Site) -> dict[str, Any]:
         BadRequest: the version is not registered. IntegrityLost: its package is not what was registered.
     """
     target = _target(order, site)
+    limit = load_workload(site.workloads, order.workload).serve.requests_per_second
+    site.gateway.limit(order.workload, limit)
     replicas = start_replicas(order.workload, target, site)
     return {"service": service_name(order.workload, target.digest_sha256), "replicas": [r.url for r in replicas]}
 
@@ -62,25 +90,78 @@ def ready(order: Order, site: Site) -> dict[str, Any]:
     """Wait until every replica of a version is ready.
 
     Raises:
-        Refused: one is not in the workload's time, or never will be; its log is named.
+        Refused: one is not in the workload's time, or never will be; its log is named. It is stopped.
     """
     target = _target(order, site)
-    return {"endpoints": await_ready(order.workload, target, site)}
+    try:
+        return {"endpoints": await_ready(order.workload, target, site)}
+    except Refused as error:
+        with site.ledger.lease(order.workload):
+            if target != site.ledger.champion(order.workload):
+                stop_replicas(order.workload, target, site)
+            site.ledger.record_event(order.workload, "rollout", order.actor, f"version {target.version}: {error}")
+        tag_version(order.workload, target, f"refused: {error}", site)
+        raise
 
 
-def switch(order: Order, site: Site) -> dict[str, Any]:
-    """Make a version the champion.
+def tag_version(workload: str, target: Version, outcome: str, site: Site) -> None:
+    """Write a rollout's outcome beside the version in MLflow. Raises TryAgain where it is down."""
+    versions.set_version_tag(site.mlflow, workload, target.version, versions.ROLLOUT_TAG, outcome[:500])
+
+
+def roll(order: Order, site: Site) -> RolloutState:
+    """Begin the rollout of a version, or return it as it stands; the reconciler drives it.
 
     Raises:
-        Refused: another version serves than when the release was reviewed.
+        RolloutActive: another one of the workload is under way; ask again when it is over.
+        Refused: another version serves than the one that the review was shown.
+    """
+    if known := site.rollouts.find(order.workload, order.intent_id):
+        return known
+    target = _target(order, site)
+    with site.ledger.lease(order.workload):
+        check_champion(order, site)
+        state = begin(
+            rollout_id=order.intent_id,
+            workload=order.workload,
+            candidate=target,
+            champion=site.ledger.champion(order.workload),
+            actor=order.actor,
+            reason=order.reason,
+            plan=load_workload(site.workloads, order.workload).rollout,
+            now=time.time(),
+        )
+        return site.rollouts.begin(state)
+
+
+def check_champion(order: Order, site: Site) -> None:
+    """Raise Refused where another version serves than the one that the review was shown."""
+    champion = site.ledger.champion(order.workload)
+    if champion and champion.version == order.version:
+        raise Refused(f"{order.workload}: version {order.version} serves already")
+    if (champion.version if champion else None) != order.expected_champion:
+        found = f"version {champion.version}" if champion else "nothing"
+        shown = f"version {order.expected_champion}" if order.expected_champion else "nothing"
+        raise Refused(f"{order.workload}: {found} serves by now, the review was shown {shown}; release it again")
+
+
+def promote(order: Order, site: Site) -> dict[str, Any]:
+    """Make a version that passed its rollout the champion.
+
+    Raises:
+        Refused: its rollout has not passed, or another version serves than when the release was reviewed.
     """
     target = _target(order, site)
     check_approved(order, site)
-    # Found running, as a rule; another release's bake may have retired them since.
+    rolled = site.rollouts.find(order.workload, order.intent_id)
+    if rolled is None or rolled.phase not in ("passed", "promoted"):
+        why = f"{rolled.phase}: {rolled.why}" if rolled else "never begun"
+        raise Refused(f"{order.workload}: version {order.version} has not passed its rollout ({why})")
+    # Found running, as a rule; another release's retirement may have stopped them since.
     start_replicas(order.workload, target, site)
     endpoints = await_ready(order.workload, target, site)
     served = site.ledger.champion(order.workload)
-    intent = switch_to(
+    intent = switch(
         parts(site),
         order.workload,
         target,
@@ -113,20 +194,24 @@ def check_approved(order: Order, site: Site) -> None:
 
 
 def bake(order: Order, site: Site) -> dict[str, Any]:
-    """Check the version after its bake time and stop every other of the workload.
+    """Ask the champion after its bake time, as a client would.
 
     Raises:
-        TryAgain: the champion does not answer now.
+        TryAgain: it does not answer now.
     """
-    target = _target(order, site)
     answer_golden(order.workload, site)
+    return {"answers": True}
+
+
+def retire(order: Order, site: Site) -> dict[str, Any]:
+    """Stop what served before, if this version is still the champion."""
+    target = _target(order, site)
     # Under the lease: a rollback that adopts the warm replicas must not lose them a moment later.
     with site.ledger.lease(order.workload):
         champion = site.ledger.champion(order.workload)
         if champion != target or site.ledger.open_intent_of(order.workload):
-            return {"baked": False, "why": f"version {champion.version if champion else 'none'} serves by now"}
-        stopped = retire_replicas(order.workload, champion, site)
-    return {"baked": True, "stopped": stopped}
+            return {"stopped": [], "why": f"version {champion.version if champion else 'none'} serves by now"}
+        return {"stopped": retire_replicas(order.workload, champion, site)}
 
 
 def rollback(order: Order, site: Site) -> dict[str, Any]:
@@ -155,10 +240,12 @@ def rollback(order: Order, site: Site) -> dict[str, Any]:
 
 
 ACTIONS: dict[str, Callable[[Order, Site], dict[str, Any]]] = {
+    "preflight": preflight,
     "start": start,
     "ready": ready,
-    "switch": switch,
+    "promote": promote,
     "bake": bake,
+    "retire": retire,
     "rollback": rollback,
 }
 
@@ -176,89 +263,20 @@ def served_version(found: versions.Version) -> Version:
 
 def parts(site: Site) -> Parts:
     """What a change of what serves moves together."""
-    return Parts(ledger=site.ledger, gateway=site.gateway, aliases=versions.Aliases(site.mlflow))
+    return Parts(site.ledger, site.gateway, _Aliases(site), site.rollouts)
 
 
-def start_replicas(workload: str, target: Version, site: Site) -> Any:
-    """Verify the target's package, fetched from the registry where it is not at hand, and start its replicas."""
-    package = package_at_hand(workload, target, site) or fetch_package(workload, target, site)
-    service = service_for(workload, target, str(package), load_workload(site.workloads, workload).serve, site)
-    return site.engine.start(service)
+class _Aliases:
+    """The registry's aliases. MLflow's client takes a second or two to import: a rollback moves the traffic first."""
 
+    def __init__(self, site: Site) -> None:
+        self._site = site
 
-def package_at_hand(workload: str, target: Version, site: Site) -> Path | None:
-    """Return the folder of the target's package, verified and its signature too; None where it is not here."""
-    folder = site.packages / target.digest_sha256
-    if not folder.is_dir():
-        return None
-    verify(folder, target.digest_sha256)
-    verify_folder_signature(folder, site.keys)
-    return folder
+    def set(self, workload: str, alias: str, version: str | None) -> None:
+        versions.Aliases(self._site.mlflow).set(workload, alias, version)
 
-
-def fetch_package(workload: str, target: Version, site: Site) -> Path:
-    registered = versions.get(site.mlflow, workload, target.version)
-    if registered.package_sha256 != target.digest_sha256:
-        found = registered.package_sha256[:12]
-        raise Refused(f"{workload} version {target.version}: holds package {found}, not {target.digest_sha256[:12]}")
-    return versions.fetch(site.mlflow, registered, site.packages, site.keys)
-
-
-def service_for(workload: str, target: Version, package: str, serve: Serve, site: Site) -> Service:
-    """Return the service of one version: the command that each replica runs. Pure."""
-    options = {
-        "--package": package,
-        "--digest": target.digest_sha256,
-        "--keys": str(site.keys),
-        "--port": "{port}",
-        # Envoy is the only door, whatever address the gateway listens on.
-        "--host": "127.0.0.1",
-        "--version": target.version,
-        "--max-batch-rows": serve.max_batch_rows,
-        "--max-body-bytes": serve.max_body_bytes,
-        "--max-queue": serve.max_queue,
-        "--threads": serve.threads,
-        "--log-folder": str(site.home / "predictions" / workload),
-    }
-    arguments = [str(part) for pair in options.items() for part in pair]
-    return Service(
-        name=service_name(workload, target.digest_sha256),
-        command=(sys.executable, "-m", "tasks.serve", *arguments),
-        environment={"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(serve.threads)},
-        folder=str(site.home / "logs" / service_name(workload, target.digest_sha256)),
-        replicas=serve.replicas,
-        labels={"workload": workload, "version": target.version, "digest": target.digest_sha256},
-    )
-
-
-def await_ready(workload: str, target: Version, site: Site) -> list[str]:
-    """Wait until all replicas answer that they are ready; return their endpoints, host:port."""
-    name = service_name(workload, target.digest_sha256)
-    seconds = load_workload(site.workloads, workload).rollout.ready_seconds
-    until = time.monotonic() + seconds
-    while True:
-        replicas = site.engine.replicas(name)
-        if replicas and all(is_ready(replica.url) for replica in replicas):
-            return [f"{replica.host}:{replica.port}" for replica in replicas]
-        if time.monotonic() > until:
-            raise Refused(f"{name}: not ready after {seconds} s; see ./drydock logs {name}")
-        time.sleep(POLL_SECONDS)
-
-
-def ready_endpoints(workload: str, target: Version, site: Site) -> list[str]:
-    """Return the endpoints of all running replicas if one of them is ready, else none (the reconciler asks)."""
-    replicas = [r for r in site.engine.replicas(service_name(workload, target.digest_sha256)) if r.running]
-    if not any(is_ready(replica.url) for replica in replicas):
-        return []
-    return [f"{replica.host}:{replica.port}" for replica in replicas]
-
-
-def is_ready(url: str) -> bool:
-    """Whether a replica says that it is ready: it has verified its package and answered the golden sample."""
-    try:
-        return httpx.get(f"{url}/v2/health/ready", timeout=2, trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False
+    def get(self, workload: str) -> dict[str, str]:
+        return versions.Aliases(self._site.mlflow).get(workload)
 
 
 def answer_golden(workload: str, site: Site) -> httpx.Response:
@@ -267,6 +285,8 @@ def answer_golden(workload: str, site: Site) -> httpx.Response:
     Raises:
         TryAgain: there is no answer.
     """
+    import httpx
+
     from tasks.registry.register import example_request
     from tasks.serve.package import open_package
 
@@ -276,7 +296,8 @@ def answer_golden(workload: str, site: Site) -> httpx.Response:
     package = open_package(site.packages / champion.digest_sha256, champion.digest_sha256, site.keys)
     url = f"{site.settings.gateway_url}/v2/models/{workload}/infer"
     try:
-        answer = httpx.post(url, json=example_request(package), timeout=10, trust_env=False)
+        with httpx.Client(verify=trusted(site.settings.gateway_ca), timeout=10, trust_env=False) as client:
+            answer = client.post(url, json=example_request(package), headers=site.gateway.client_headers())
     except httpx.HTTPError as error:
         raise TryAgain(f"{workload}: the gateway does not answer: {type(error).__name__}") from None
     if answer.status_code != 200:
@@ -284,20 +305,9 @@ def answer_golden(workload: str, site: Site) -> httpx.Response:
     return answer
 
 
-def retire_replicas(workload: str, champion: Version, site: Site) -> list[str]:
-    """Drain and stop the services of versions that served before the champion; return their names.
-
-    One that never served is the candidate of another release, and stays.
-    """
-    served = {row.digest_sha256 for row in site.ledger.history(workload) if row.kind == "commit"}
-    replaced = served - {champion.digest_sha256}
-    stopped = []
-    for replica in site.engine.replicas():
-        labels = replica.labels
-        if labels.get("workload") == workload and labels.get("digest") in replaced:
-            site.engine.stop(replica.service)
-            stopped.append(replica.service)
-    return sorted(set(stopped))
+def trusted(ca: str | None) -> ssl.SSLContext | bool:
+    """Return what a client of the gateway trusts: its own certificates where it speaks TLS."""
+    return ssl.create_default_context(cafile=ca) if ca else True
 
 
 def _target(order: Order, site: Site) -> Version:

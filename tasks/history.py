@@ -6,6 +6,7 @@ import datetime as dt
 import re
 from typing import Any
 
+from tasks.data.predictions import find_prediction
 from tasks.registry import versions
 from tasks.site import Site
 from tasks.spec.errors import BadRequest
@@ -15,8 +16,10 @@ def history_text(workload: str, rows: list[dict[str, Any]]) -> str:
     """Return the ledger's rows of a workload, newest last, one line each."""
     lines = [f"{workload}: {len(rows)} rows, the chain and its signed head verify"]
     for row in rows:
-        what = f"{row['kind']:<10} {row['action'] or '':<9}"
-        version = f"version {row['version']}" if row["version"] else ""
+        stage, verdict = row["detail"].get("stage"), row["detail"].get("verdict")
+        what = f"{stage:<10} {verdict:<9}" if stage else f"{row['kind']:<10} {row['action'] or '':<9}"
+        number = row["version"] or row["detail"].get("version")
+        version = f"version {number}" if number else ""
         before = f"(before: {row['previous_version']})" if row["previous_version"] else ""
         lines.append(f"  {row['at'][:19]}  {what} {version:<11} {before:<12} {row['actor']}: {row['reason']}")
     return "\n".join(line.rstrip() for line in lines)
@@ -64,7 +67,15 @@ def origin_of(site: Site, workload: str, passport: str) -> dict[str, str]:
         "verdict": f"{found.tags.get('drydock.verdict', '')}: {found.tags.get('drydock.why', '')}",
         "decided_by": f"{decision.kind} by {decision.actor}: {decision.reason}" if decision else "no review demanded",
         "served_since": ", ".join(served) or "never",
+        "validation": f"{site.settings.mlflow_url}/#/runs/{found.run_id}/artifacts/validation",
+        "rollout": found.tags.get(versions.ROLLOUT_TAG, ""),
+        "answer": _answer(site, workload, passport),
     }
+
+
+def _answer(site: Site, workload: str, passport: str) -> str:
+    rows = find_prediction(site.home / "predictions" / workload, passport)
+    return ", ".join(f"{row['label']} ({row['probability']:.3f})" for row in rows) or "not in the log (sampled)"
 
 
 def ulid_time(ulid: str) -> dt.datetime:

@@ -1,21 +1,30 @@
-"""``python -m tasks.reconciler``: keeps gateway and registry as the ledger says, and hears MLflow's tags.
+"""``python -m tasks.reconciler``: keeps gateway and registry as the ledger says, drives rollouts, hears MLflow's tags.
 
-Supervised; at most one works for a site (a lock). Whoever died in a switch, it is finished or undone within
-seconds.
+Supervised; at most one works for a site (a lock). Whoever died in a change, it is finished or undone within
+seconds; a rollout goes on from its file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
-from tasks.delivery import parts, ready_endpoints
+from tasks import replicas
+from tasks.data.predictions import pack_predictions
+from tasks.delivery import parts, tag_version
+from tasks.notify import notify
 from tasks.registry import versions
+from tasks.release.controller import Hands
+from tasks.release.controller import run as drive
 from tasks.release.reconcile import run
+from tasks.release.rollout import RolloutState
+from tasks.release.series import Series
 from tasks.site import Site
-from tasks.spec.errors import DrydockError
+from tasks.spec.errors import BadRequest, DrydockError, TryAgain
 from tasks.spec.load import load_workload, workload_names
 from tasks.store.events import record_event
 from tasks.store.files import exclusive
@@ -29,22 +38,84 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with exclusive(site.home / "locks" / "reconciler.lock"):
-        listener = threading.Thread(target=_listen, args=(site, stop), daemon=True)
-        listener.start()
-        run(parts(site), site.home, lambda workload, target: ready_endpoints(workload, target, site), stop)
+        for work in (_listen, _drive):
+            threading.Thread(target=work, args=(site, stop), daemon=True).start()
+        ready = lambda workload, target: replicas.ready_endpoints(workload, target, site)  # noqa: E731
+        run(parts(site), site.home, ready, stop)
     return 0
 
 
+def _drive(site: Site, stop: threading.Event) -> None:
+    drive(hands(site), site.home, stop)
+
+
+def hands(site: Site) -> Hands:
+    """What the rollouts of a site act through."""
+    return Hands(
+        parts=parts(site),
+        rollouts=site.rollouts,
+        endpoints=_at(replicas.ready_endpoints, site),
+        answers=_at(replicas.answers, site),
+        rows=_at(replicas.holdout_requests, site),
+        gateway_url=site.settings.gateway_url,
+        gateway_ca=site.settings.gateway_ca,
+        stop=_at(replicas.stop_replicas, site),
+        tell=lambda state: tell(state, site),
+    )
+
+
+def _at(ask: Callable, site: Site) -> Callable:
+    return lambda workload, version: ask(workload, version, site)
+
+
+def tell(state: RolloutState, site: Site) -> None:
+    """Write how a rollout ended beside its version, and notify. Raises TryAgain where MLflow is down."""
+    outcome = f"{state.outcome}: {state.why}" if state.why else str(state.outcome)
+    tag_version(state.workload, state.candidate, outcome, site)
+    if state.phase != "promoted":
+        message = f"{state.workload}: rollout of version {state.candidate.version}: {state.why}"
+        notify(site, state.workload, "failure", message)
+
+
 def _listen(site: Site, stop: threading.Event) -> None:
-    """Hear the tag ``review`` that a person may set on a version in MLflow's page; keep the access log bounded."""
+    """Every few seconds: record the traffic, hear tags, renew the gateway's keys, keep its log bounded."""
+    series = Series(site.home)
     while not stop.wait(LISTEN_SECONDS):
         with contextlib.suppress(DrydockError, OSError):
+            _sample(site, series)
             site.gateway.rotate_log(ACCESS_LOG_BYTES)
+        _renew_keys(site)
         for workload in workload_names(site.workloads):
             try:
                 hear_tags(workload, site)
+                _pack(workload, site)
             except (DrydockError, OSError) as error:
                 sys.stderr.write(f"{workload}: {error}\n")
+
+
+def _renew_keys(site: Site) -> None:
+    try:
+        if site.gateway.reload_keys():
+            record_event(site.home, "route", "the gateway asks for the API keys as they are in their file now")
+    except BadRequest as error:
+        record_event(site.home, "failure", f"{error}; the keys so far stay in force")
+    except TryAgain as error:
+        sys.stderr.write(f"{error}\n")
+
+
+def _sample(site: Site, series: Series) -> None:
+    shares = {}
+    for route in site.gateway.current().routes.values():
+        total = sum(backend.weight for backend in route.backends) or 1
+        shares |= {backend.service: backend.weight / total for backend in route.backends}
+    series.record(site.gateway.stats(), shares, dt.datetime.now(dt.UTC))
+
+
+def _pack(workload: str, site: Site) -> None:
+    folder = site.home / "predictions" / workload
+    if folder.is_dir():
+        days = load_workload(site.workloads, workload).serve.log.days
+        pack_predictions(folder, days, dt.datetime.now(dt.UTC))
 
 
 def hear_tags(workload: str, site: Site) -> None:

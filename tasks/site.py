@@ -13,6 +13,7 @@ from tasks.store.sign import make_key
 if TYPE_CHECKING:
     from tasks.release.gateway import Gateway
     from tasks.release.ledger import Ledger
+    from tasks.release.rollouts import Rollouts
 
 
 class Site:
@@ -53,6 +54,12 @@ class Site:
         from tasks.release.gateway import Gateway
 
         return Gateway(self.settings)
+
+    @cached_property
+    def rollouts(self) -> Rollouts:
+        from tasks.release.rollouts import Rollouts
+
+        return Rollouts(self.home)
 
     @cached_property
     def engine(self) -> Any:

@@ -26,6 +26,8 @@ AIRFLOW = ("api-server", "scheduler", "dag-processor", "triggerer")
 HEALTH_SECONDS = 120
 # Airflow loads this before it forks a process for each task, which then need not import the same again.
 LOCAL_SETTINGS = "import tasks.notify\nimport tasks.plan  # noqa: F401\n"
+# A file rather than an entry point of the package: it holds without a new installation.
+PLUGIN = "from tasks.orchestrate.plugin import DrydockPlugin  # noqa: F401\n"
 Say = Callable[[str], None]
 
 
@@ -106,6 +108,7 @@ def prepare_home(site: Site) -> None:
     for name in ("airflow", "mlflow", "logs", "jobs", "rooms"):
         (site.home / name).mkdir(exist_ok=True)
     write_whole(site.home / "airflow" / "config" / "airflow_local_settings.py", LOCAL_SETTINGS)
+    write_whole(site.home / "airflow" / "plugins" / "drydock_plugin.py", PLUGIN)
     _ = site.keys
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from typing import Any
 
 from tasks.site import Site
@@ -27,6 +28,8 @@ def run_bench(site: Site, name: str) -> dict[str, Any]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # What a benchmark is made of lies in folders beside it; last, so that what is installed wins.
+    sys.path.append(str(path.parent))
     spec.loader.exec_module(module)
     return {"bench": name, "rows": module.bench(site)}
 

@@ -48,15 +48,31 @@ def _workload(site: Site, name: str) -> dict[str, Any]:
     found["champion"] = champion.version if champion else None
     intent = site.ledger.open_intent_of(name)
     found["in_progress"] = intent.title if intent else ""
+    found["rollout"] = _rollout(site, name)
     found["services"] = _served(site, name)
     return found
+
+
+def _rollout(site: Site, name: str) -> dict[str, Any] | None:
+    """The rollout under way, or how the last one ended."""
+    state = site.rollouts.last(name)
+    if state is None:
+        return None
+    return {
+        "version": state.candidate.version,
+        "phase": state.phase,
+        "stage": state.stage_name,
+        "stages": list(state.stages),
+        "why": state.why,
+    }
 
 
 def _served(site: Site, name: str) -> list[dict[str, Any]]:
     """Each service of the workload: version, replicas, share of traffic, requests, errors, latency by Envoy."""
     try:
         replicas = [r for r in site.engine.replicas() if r.labels.get("workload") == name]
-        backends = {b.service: b.weight for b in site.gateway.current().routes.get(name, ())}
+        route = site.gateway.current().routes.get(name)
+        backends = {b.service: b.weight for b in route.backends} if route else {}
         stats = site.gateway.stats()
     except DrydockError:
         return []
@@ -86,17 +102,24 @@ def status_text(found: dict[str, Any]) -> str:
         lines.append(f"  {workload['workload']:<24} {state}")
         if workload.get("in_progress"):
             lines.append(f"    in progress: {workload['in_progress']}")
+        if rollout := workload.get("rollout"):
+            lines.append(_rollout_line(rollout))
         lines += [_service_line(row) for row in workload.get("services", ())]
     lines.append("LAST EVENTS")
     lines += [f"  {e['at'][:19]}  {e['kind']:<10} {e['message']}" for e in found["events"]] or ["  none"]
     return "\n".join(lines)
 
 
+def _rollout_line(rollout: dict[str, Any]) -> str:
+    where = f" at {rollout['stage']} of {', '.join(rollout['stages'])}" if rollout["phase"] == "running" else ""
+    why = f": {rollout['why']}" if rollout["why"] else ""
+    return f"    rollout of version {rollout['version']}: {rollout['phase']}{where}{why}"
+
+
 def _service_line(row: dict[str, Any]) -> str:
     line = f"    version {row['version']}: {row['traffic_ratio']:.0%} of traffic, {row['replicas']} running"
-    shown = {"service", "version", "replicas", "traffic_ratio"}
-    facts = {name: value for name, value in row.items() if name not in shown and value is not None}
-    told = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items()]
+    told = [f"{name} {row[name]}" for name in ("requests", "failures") if name in row]
+    told += [f"{name[:3]} {row[name]:.3g} ms" for name in ("p50_ms", "p99_ms") if row.get(name) is not None]
     return ", ".join([line, *told])
 
 

@@ -52,13 +52,13 @@ def retrain(site: Site, name: str, params: dict[str, Any], say: Say) -> dict[str
 
 
 def release_version(site: Site, name: str, version: str, reason: str, say: Say) -> None:
-    """Trigger the release DAG for a version and follow it until traffic is switched."""
+    """Trigger the release DAG for a version and follow it until it is promoted."""
     load_workload(site.workloads, name)
     api, dag_id = AirflowApi(site), f"release_{name}"
     api.wait_for_dag(dag_id)
     run_id = api.trigger(dag_id, {"version": version, "reason": reason})
     say(f"{dag_id}: {site.settings.airflow_url}/dags/{dag_id}/runs/{run_id}")
-    if follow(api, dag_id, run_id, say, until=frozenset({"switch"})) == "reached":
+    if follow(api, dag_id, run_id, say, until=frozenset({"promote"})) == "reached":
         return
     champion = site.ledger.champion(name)
     if champion is None or champion.version != version:
@@ -66,7 +66,7 @@ def release_version(site: Site, name: str, version: str, reason: str, say: Say) 
 
 
 def follow_release(api: AirflowApi, site: Site, name: str, before: set[str], say: Say) -> None:
-    """Follow the release that the version's asset triggered (none of those ``before``) until traffic is switched.
+    """Follow the release that the version's asset triggered (none of those ``before``) until it is promoted.
 
     Raises:
         Refused: it ended without a champion.
@@ -80,7 +80,7 @@ def follow_release(api: AirflowApi, site: Site, name: str, before: set[str], say
     if load_workload(site.workloads, name).review.required:
         say(f"a person must approve it: {site.settings.airflow_url}/required_actions, or ./drydock review {name}")
         return
-    follow(api, dag_id, runs[0]["dag_run_id"], say, until=frozenset({"switch"}))
+    follow(api, dag_id, runs[0]["dag_run_id"], say, until=frozenset({"promote"}))
     if site.ledger.champion(name) is None:
         raise Refused(f"{dag_id}: ended without a champion; its review task says why")
 

@@ -39,6 +39,8 @@ def _judge_measurement(rule: Rule, found: Measurement, evidence: Evidence) -> Re
     where = f"{found.metric} ({found.slice})"
     if not math.isfinite(found.value):
         return Reason(rule=rule, verdict="error", text=f"{where} = {found.value}, must be a finite number")
+    if rule.bound == "interval":
+        return _judge_interval(rule, found)
     if found.samples < rule.min_samples:
         text = f"{where}: {found.samples} samples, needs {rule.min_samples}"
         return Reason(rule=rule, verdict="inconclusive", text=text)
@@ -63,6 +65,25 @@ def _judge_absolute(rule: Rule, found: Measurement, where: str) -> Reason:
     return Reason(rule=rule, verdict="pass", text=f"{where} = {found.value:.4g} is {' and '.join(limits)}")
 
 
+def _judge_interval(rule: Rule, found: Measurement) -> Reason:
+    """Fail or pass once the whole interval says so. A wide interval fails nothing, so only a pass needs samples."""
+    assert rule.max is not None
+    where = found.metric if found.slice == "overall" else f"{found.metric} ({found.slice})"
+    low, high = _ends(found)
+    fail_above = rule.max if rule.fail_above is None else rule.fail_above
+    count = f"(n = {found.samples})"
+    if low > fail_above:
+        text = f"{where} = {found.value:.4g}, must be at most {min(rule.max, fail_above):.4g} {count}"
+        return Reason(rule=rule, verdict="fail", text=text)
+    if found.samples < rule.min_samples:
+        text = f"{where}: {found.samples} samples, needs {rule.min_samples}"
+        return Reason(rule=rule, verdict="inconclusive", text=text)
+    if high > rule.max:
+        text = f"{where} = {found.value:.4g}, may be {high:.4g}, must be at most {rule.max:.4g} {count}"
+        return Reason(rule=rule, verdict="inconclusive", text=text)
+    return Reason(rule=rule, verdict="pass", text=f"{where} = {found.value:.4g} is <= {rule.max:.4g} {count}")
+
+
 def _judge_relative(rule: Rule, found: Measurement, base: Measurement, where: str) -> Reason:
     for loss, limit, word in (
         (base.value - found.value, rule.max_drop, "drop"),
@@ -81,8 +102,10 @@ def _judge_relative(rule: Rule, found: Measurement, base: Measurement, where: st
 
 def _compared(rule: Rule, found: Measurement) -> tuple[float, float]:
     """The two numbers to hold against min and max: the point, or the interval's worse ends."""
-    if rule.bound == "point":
-        return found.value, found.value
+    return (found.value, found.value) if rule.bound == "point" else _ends(found)
+
+
+def _ends(found: Measurement) -> tuple[float, float]:
     return (
         found.low if found.low is not None else found.value,
         found.high if found.high is not None else found.value,

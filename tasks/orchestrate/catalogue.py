@@ -56,14 +56,29 @@ curves and reports are in MLflow under the experiment `{workload.name}`.
 
 def release_docs(workload: Workload) -> str:
     review = "asks a person to approve" if workload.review.required else "goes on without asking a person"
+    replay = "With too few live requests a stage is inconclusive."
+    if not workload.rollout.live_only:
+        replay = "Where live requests are too few, the holdout is replayed."
     return f"""### Release {workload.name}
 
 Runs when `retrain_{workload.name}` registers a version, or by hand with a version's number.
 
-`review` {review}; `start` verifies the signed package and starts its replicas; `ready` waits until each has
-answered its golden sample; `switch` moves traffic, alias and ledger together or not at all; `bake` keeps the
-previous version warm for {workload.rollout.bake_seconds} s, then retires it.
+`review` {review}; `preflight` verifies the signed packages of this version and of the one that a rollback
+would go back to; `start` starts its replicas; `ready` waits until each has answered its golden sample;
+{_stages(workload)}; `promote` moves traffic, alias and ledger together or
+not at all; `bake` keeps the previous version warm for {workload.rollout.bake_seconds} s; `retire` stops it.
+
+Each stage is judged against the champion by errors and latency as the gateway counts them, and by the answers'
+distribution. {replay} A rollout that fails or stays
+inconclusive returns all traffic to the champion by itself, whatever becomes of this run.
 """
+
+
+def _stages(workload: Workload) -> str:
+    plan = workload.rollout
+    shadow = f"`shadow` copies {plan.shadow_percent} % of the live requests to it and drops its answers"
+    canary = f"`canary` gives it {', '.join(map(str, plan.steps))} % of the traffic" if plan.steps else "no canary"
+    return f"{shadow if plan.shadow_percent else 'no shadow'}; {canary}"
 
 
 def rollback_docs() -> str:

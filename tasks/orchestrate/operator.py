@@ -1,4 +1,4 @@
-"""The operators: one that runs a step as a job, one that pins the run's workload, one for a release's steps.
+"""The operators of a retrain: one that runs a step as a job, one that pins the run's workload.
 
 A step's job outlives the task that started it: a task that was killed finds it by its key and waits on. Short
 jobs are waited for here, long ones in the triggerer.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import BaseOperator
@@ -18,6 +17,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from tasks.engines.protocol import JobState, JobStatus
 from tasks.notify import check_secrets
 from tasks.orchestrate import jobs
+from tasks.orchestrate.asked import actor_of
 from tasks.orchestrate.trigger import JobTrigger
 from tasks.plan import RETRAIN, request_for
 from tasks.site import Site
@@ -34,14 +34,16 @@ PLAN = "plan"
 
 
 @contextlib.contextmanager
-def as_airflow() -> Iterator[None]:
+def as_airflow(passing: type[DrydockError] | tuple[()] = ()) -> Iterator[None]:
     """Turn our errors into Airflow's: one that may pass is retried with back-off, any other fails at once.
 
     The message begins with the error's kind, so that a reader of the log knows what to do, and who follows the
-    run by the command gets the same exit code.
+    run by the command gets the same exit code. ``passing`` is left as it is, for a caller that knows it.
     """
     try:
         yield
+    except passing:
+        raise
     except OSError as error:
         ours = from_os(error)
         raise AirflowException(told(ours)) from error
@@ -173,70 +175,3 @@ def results_so_far(ti: Any) -> dict[str, Any]:
         elif found:
             done[name] = found[0]
     return done
-
-
-class ReleaseOperator(BaseOperator):
-    """Runs one step of a release or a rollback: ``tasks.delivery`` by name, with this run as the intent."""
-
-    def __init__(self, *, action: str, workload: str | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.action, self.workload = action, workload
-
-    def execute(self, context: Any) -> Any:
-        return self._act(context)
-
-    def _act(self, context: Any) -> Any:
-        from tasks import delivery
-
-        with as_airflow():
-            site, params = Site(), dict(context["params"])
-            reviewed = context["ti"].xcom_pull(task_ids="review") or {}
-            order = delivery.Order(
-                workload=self.workload or params["workload"],
-                version=version_asked(context),
-                actor=actor_of(context),
-                reason=params.get("reason") or "released by its asset",
-                intent_id=f"{context['dag'].dag_id}:{context['run_id']}",
-                package_sha256=(reviewed.get("version") or {}).get("package_sha256"),
-                expected_champion=reviewed.get("champion"),
-            )
-            return delivery.ACTIONS[self.action](order, site)
-
-
-class BakeOperator(ReleaseOperator):
-    """Waits in the triggerer while the new champion bakes, then retires what is no longer needed."""
-
-    def __init__(self, *, workload: str, seconds: int, **kwargs: Any) -> None:
-        super().__init__(action="bake", workload=workload, **kwargs)
-        self.seconds = seconds
-
-    def execute(self, context: Any) -> Any:
-        from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
-
-        if self.seconds == 0:
-            return self._act(context)
-        self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=self.seconds)), method_name="baked")
-
-    def baked(self, context: Any, event: Any = None) -> Any:
-        """Called when the time is over."""
-        return self._act(context)
-
-
-def version_asked(context: Any) -> str | None:
-    """Return the version that the form names, or that the triggering asset's event carries."""
-    if version := dict(context["params"]).get("version") or dict(context["params"]).get("to"):
-        return str(version)
-    # Airflow gives a run all events that came while another one went on: the newest version is meant.
-    return max((extra["version"] for extra in _asset_facts(context)), key=int, default=None)
-
-
-def actor_of(context: Any) -> str:
-    """Return who triggered the run, or the run whose asset triggered it; a schedule is the system's doing."""
-    by_asset = [extra.get("triggered_by") for extra in _asset_facts(context) if extra.get("triggered_by")]
-    return getattr(context["dag_run"], "triggering_user_name", None) or (by_asset[-1] if by_asset else "airflow")
-
-
-def _asset_facts(context: Any) -> list[dict[str, Any]]:
-    """The facts on the asset events that triggered the run; events made by hand carry none."""
-    events = (context.get("triggering_asset_events") or {}).values()
-    return [event.extra for group in events for event in group if (event.extra or {}).get("version")]

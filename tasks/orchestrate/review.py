@@ -12,8 +12,9 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from tasks import review
 from tasks.notify import notify
+from tasks.orchestrate.asked import actor_of, version_asked
 from tasks.orchestrate.environment import USER
-from tasks.orchestrate.operator import actor_of, as_airflow, version_asked
+from tasks.orchestrate.operator import as_airflow
 from tasks.site import Site
 from tasks.spec.load import load_workload
 

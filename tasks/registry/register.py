@@ -11,7 +11,8 @@ from typing import Any
 
 from tasks.registry import runs, versions
 from tasks.registry.card import render_card
-from tasks.serve.package import open_package
+from tasks.registry.holdout import keep_holdout, request_of
+from tasks.serve.package import Package, open_package
 from tasks.spec.requests import RegisterRequest, RegisterResult
 from tasks.spec.rules import Verdict
 from tasks.spec.value import sha256_of
@@ -34,7 +35,9 @@ def register_package(
         return _result(existing, created=False)
     evidence = evidence_pack(request, keys)
     package = _keep_package(request, packages, keys)
-    card = render_card(root / "mlflow" / "card.md.j2", _facts(request, package, evidence, keys, gateway))
+    opened = open_package(package, digest, keys)
+    keep_holdout(client, request.run_id, request.dataset, opened.signature.feature, digest, packages)
+    card = render_card(root / "mlflow" / "card.md.j2", _facts(request, opened, evidence, keys, gateway))
     with tempfile.TemporaryDirectory() as scratch:
         write_json(Path(scratch) / "evidence.json", evidence)
         runs.log_file(client, request.run_id, Path(scratch) / "evidence.json", f"evidence-{digest[:12]}")
@@ -70,14 +73,13 @@ def _keep_package(request: RegisterRequest, packages: Path, keys: Path) -> Path:
 
 
 def _facts(
-    request: RegisterRequest, package: Path, evidence: dict[str, str], keys: Path, gateway: str
+    request: RegisterRequest, opened: Package, evidence: dict[str, str], keys: Path, gateway: str
 ) -> dict[str, Any]:
     verdict = json.loads((open_room(request.judged) / "verdict.json").read_text())
     evaluation = open_room(request.chosen.evaluation)
     labels = json.loads((open_room(request.validate_labels) / "result.json").read_text())
     data = json.loads((open_room(request.validate_data) / "result.json").read_text())
     dataset = json.loads((open_room(request.dataset) / "result.json").read_text())
-    opened = open_package(package, request.chosen.package_sha256, keys)
     return {
         "workload": request.workload,
         "description": request.description,
@@ -107,15 +109,12 @@ def _why(judged: dict[str, Any]) -> str:
     return Verdict.parse(judged["verdict"], "the verdict").summary.replace("|", "\\|")
 
 
-def example_request(package: Any) -> dict[str, Any]:
+def example_request(package: Package) -> dict[str, Any]:
     """Return an Open Inference Protocol request that asks for the package's golden sample."""
-    feature, row = package.signature.feature, package.golden.rows[0]
-    if feature.kind == "text":
-        return {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [row]}]}
-    return {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, len(row)], "data": list(row)}]}
+    return request_of(package.signature.feature, package.golden.rows[0])
 
 
-def _inputs(package: Any) -> str:
+def _inputs(package: Package) -> str:
     feature = package.signature.feature
     if feature.kind == "text":
         return f"texts of at most {feature.max_chars} characters; tokens beyond {feature.max_tokens} are cut"

@@ -25,6 +25,8 @@ EVIDENCE_TAG = "drydock.evidence_sha256"
 # Set by us when a person decided; REQUEST_TAG is what a person may set in MLflow's own page to ask for it.
 DECISION_TAG = "drydock.decision"
 REQUEST_TAG = "review"
+# How its last rollout ended.
+ROLLOUT_TAG = "drydock.rollout"
 
 
 class Version(Value):

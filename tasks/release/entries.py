@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from tasks.release.model import Action, Backend, Intent, Version
+from tasks.release.model import Action, Intent, Route, Version
 from tasks.spec.errors import BadRequest
 
 Entry = dict[str, Any]
@@ -18,7 +17,7 @@ def opening(
     actor: str,
     reason: str,
     intent_id: str,
-    route: Sequence[Backend],
+    route: Route | None,
 ) -> Entry:
     if action == "rollback":
         required("reason", reason)
@@ -27,7 +26,7 @@ def opening(
     entry = entry_of("intent", workload, actor, reason)
     entry |= {"intent_id": required("intent_id", intent_id), "action": action}
     entry |= target.model_dump() if target else {"version": None, "digest_sha256": None}
-    return entry | {"detail": {"route": [backend.model_dump(mode="json") for backend in route]}}
+    return entry | {"detail": {"route": route.model_dump(mode="json") if route else None}}
 
 
 def entry_of(kind: str, workload: str, actor: str, reason: str) -> Entry:

@@ -13,7 +13,7 @@ import contextlib
 import datetime as dt
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from tasks.release.chain import TABLE, Chain, Checked, Head, Read
 from tasks.release.entries import Entry, closing, entry_of, lock_name, opening, previous_columns, required
 from tasks.release.model import (
     Action,
-    Backend,
     Intent,
     Lineage,
+    Route,
     Row,
     Version,
     champion_of,
@@ -62,7 +62,7 @@ class Ledger:
         actor: str,
         reason: str,
         intent_id: str,
-        route: Sequence[Backend] = (),
+        route: Route | None = None,
     ) -> Intent:
         """Win the right to change what serves, by compare-and-set; the caller holds the workload's lease.
 

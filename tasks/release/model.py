@@ -44,22 +44,66 @@ class Backend(Value):
         return self
 
 
-class GatewayState(Value):
-    """What the gateway routes where. The revision rises with every change, so that Envoy can confirm it."""
+class Replay(Value):
+    """A side door to a workload's services for requests that bear ``token``: the replay of the holdout.
 
-    revision: int = Field(default=0, ge=0)
-    routes: dict[Name, tuple[Backend, ...]] = {}
+    Its answers count in Envoy's statistics as any other's; the servers see them marked as replayed.
+    """
+
+    token: str = Field(min_length=32, max_length=64, pattern=r"^[0-9a-zA-Z]+$", repr=False)
+    backends: tuple[Backend, ...] = Field(min_length=1)
+
+
+class Route(Value):
+    """Where a workload's requests go: to ``backends`` by weight.
+
+    ``shadow`` gets a copy of ``shadow.weight`` percent of them, and its answers are dropped. A route without
+    backends answers 404 to the public: a first version that so far only the replay reaches.
+    """
+
+    backends: tuple[Backend, ...] = ()
+    shadow: Backend | None = None
+    replay: Replay | None = None
+
+    @property
+    def services(self) -> dict[str, Backend]:
+        """Every service that the route names, once."""
+        replayed = self.replay.backends if self.replay else ()
+        shadowed = (self.shadow,) if self.shadow else ()
+        return {backend.service: backend for backend in (*replayed, *shadowed, *self.backends)}
 
     @model_validator(mode="after")
-    def _routes_are_whole(self) -> GatewayState:
+    def _is_whole(self) -> Route:
+        if not self.backends and (self.replay is None or self.shadow is not None):
+            raise ValueError("a route needs backends, or a replay and no shadow")
+        if self.shadow and not 1 <= self.shadow.weight <= 100:
+            raise ValueError(f"shadow.weight = {self.shadow.weight}, must be 1 to 100, in percent")
+        for name, group in (("backends", self.backends), ("replay", self.replay.backends if self.replay else ())):
+            if group and not sum(backend.weight for backend in group):
+                raise ValueError(f"the weights of {name} sum to 0, must be more")
+            if len({backend.service for backend in group}) < len(group):
+                raise ValueError(f"{name} name a service twice, must name each once")
+        return self
+
+
+class GatewayState(Value):
+    """What the gateway routes where. The revision rises with every change, so that Envoy can confirm it.
+
+    ``limits`` holds requests per second and client, by workload; a client is an API key, or else an address.
+    """
+
+    revision: int = Field(default=0, ge=0)
+    routes: dict[Name, Route] = {}
+    limits: dict[Name, int] = {}
+
+    @model_validator(mode="after")
+    def _services_have_one_home(self) -> GatewayState:
         seen: set[str] = set()
-        for workload, backends in self.routes.items():
-            if not sum(backend.weight for backend in backends):
-                raise ValueError(f"routes.{workload}: the weights sum to 0, must be more")
-            for backend in backends:
-                if backend.service in seen:
-                    raise ValueError(f"routes.{workload}: service {backend.service!r} is routed twice")
-                seen.add(backend.service)
+        for workload, route in self.routes.items():
+            for service in route.services:
+                if service in seen:
+                    raise ValueError(f"routes.{workload}: service {service!r} is routed twice")
+                seen.add(service)
         return self
 
 
@@ -103,7 +147,7 @@ class Intent(Value):
     reason: str
     state: Literal["open", "committed", "undone"]
     opened_at: str
-    route: tuple[Backend, ...] = Field(default=(), description="the route to put back on an undo")
+    route: Route | None = Field(default=None, description="the route to put back on an undo; none: no route")
     superseded_by: str | None = Field(default=None, description="the rollback that won over it")
 
     @property
@@ -152,7 +196,7 @@ def to_intent(opening: Row, closing: Row | None) -> Intent:
         reason=opening.reason,
         state=states[closing.kind if closing else None],  # type: ignore[arg-type]
         opened_at=opening.at,
-        route=tuple(Backend.model_validate(backend) for backend in opening.detail.get("route", ())),
+        route=Route.model_validate(opening.detail["route"]) if opening.detail.get("route") else None,
         superseded_by=closing.detail.get("superseded_by") if closing else None,
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tasks.release.ledger import LeaseHeld
-from tasks.release.model import Backend, Intent, Lineage, Version, champion_of, service_name
+from tasks.release.model import Backend, Intent, Lineage, Route, Version, champion_of, service_name
 from tasks.release.switch import Parts, finish, mirror, undo
 from tasks.spec.errors import DrydockError, TryAgain
 from tasks.spec.value import Value
@@ -84,8 +84,9 @@ def _reconcile_workload(parts: Parts, home: Path, ready: Ready, workload: str) -
         if intent := parts.ledger.open_intent_of(workload):
             return [_settle(parts, home, ready, intent)]
         line = parts.ledger.lineage(workload)
-        # The route first: what serves matters more than what the registry shows.
-        done = _put_back_route(parts, home, ready, workload, line)
+        # The route first: what serves matters more than what the registry shows. A rollout owns its route.
+        rolling = parts.rollouts.active(workload)
+        done = [] if rolling else _put_back_route(parts, home, ready, workload, line)
         return done + _put_back_aliases(parts, home, workload, line)
 
 
@@ -111,7 +112,7 @@ def _undo(parts: Parts, home: Path, intent: Intent, reason: str) -> str:
 
 
 def _put_back_route(parts: Parts, home: Path, ready: Ready, workload: str, line: Lineage) -> list[str]:
-    champion, found = champion_of(line), parts.gateway.current().routes.get(workload, ())
+    champion, found = champion_of(line), parts.gateway.current().routes.get(workload)
     if champion is None:
         return _remove_route(parts, home, workload, found)
     endpoints = tuple(ready(workload, champion))
@@ -119,19 +120,21 @@ def _put_back_route(parts: Parts, home: Path, ready: Ready, workload: str, line:
     # With no replica ready any route is as bad; the engine restarts them, and this round comes again.
     if not endpoints or (_same(found, service, endpoints) and parts.gateway.settled()):
         return []
-    parts.gateway.route(workload, (Backend(service=service, endpoints=endpoints),))
+    parts.gateway.route(workload, Route(backends=(Backend(service=service, endpoints=endpoints),)))
     return [_tell(home, "route", f"{workload}: its route is back at version {champion.version}")]
 
 
-def _remove_route(parts: Parts, home: Path, workload: str, found: tuple[Backend, ...]) -> list[str]:
+def _remove_route(parts: Parts, home: Path, workload: str, found: Route | None) -> list[str]:
     if not found:
         return []
     parts.gateway.remove(workload)
     return [_tell(home, "route", f"{workload}: its route was removed, the ledger has no champion")]
 
 
-def _same(found: tuple[Backend, ...], service: str, endpoints: tuple[str, ...]) -> bool:
-    return len(found) == 1 and found[0].service == service and set(found[0].endpoints) == set(endpoints)
+def _same(found: Route | None, service: str, endpoints: tuple[str, ...]) -> bool:
+    if found is None or found.shadow or found.replay or len(found.backends) != 1:
+        return False
+    return found.backends[0].service == service and set(found.backends[0].endpoints) == set(endpoints)
 
 
 def _put_back_aliases(parts: Parts, home: Path, workload: str, line: Lineage) -> list[str]:

@@ -19,6 +19,7 @@ from tasks.release.model import (
     Backend,
     Intent,
     Lineage,
+    Route,
     Version,
     aliases_of,
     champion_of,
@@ -26,6 +27,7 @@ from tasks.release.model import (
     previous_of,
     service_name,
 )
+from tasks.release.rollouts import Rollouts
 from tasks.spec.errors import BadRequest, DrydockError, Refused, TryAgain
 
 OnStep = Callable[[str], None]
@@ -34,11 +36,12 @@ EnsureServing = Callable[[Version], Sequence[str]]
 
 @dataclass(frozen=True)
 class Parts:
-    """What a change of what serves moves together."""
+    """What a change of what serves moves together, and the rollouts that it may end."""
 
     ledger: Ledger
     gateway: Gateway
     aliases: Aliases
+    rollouts: Rollouts
 
 
 def _silent(step: str) -> None:
@@ -86,8 +89,8 @@ def rollback(
     """Go back to the previous version, or to any that served (``to``); return the committed intent.
 
     ``ensure_serving`` starts and verifies the target's replicas where they don't run, and returns their
-    endpoints; no traffic moves before. A promotion in progress is undone first, and a rollback without
-    ``to`` then stays at the champion that it would have replaced.
+    endpoints; no traffic moves before. A promotion or a rollout in progress is ended first, and a rollback
+    without ``to`` then stays at the champion that it would have replaced.
 
     Raises:
         BadRequest: no reason, nothing to go back to, or ``to`` never served (lists what did).
@@ -97,7 +100,8 @@ def rollback(
         known = _known(parts.ledger, workload, intent_id)
         if known and known.state == "committed":
             return known
-        target = _bound_target(known, to) or _rollback_target(parts.ledger, workload, to, reason)
+        target = _bound_target(known, to) or _rollback_target(parts, workload, to, reason)
+        parts.rollouts.abort(workload, f"rolled back by {actor}: {reason}")
         endpoints = ensure_serving(target)
         champion = parts.ledger.champion(workload)
         expected = champion.version if champion else None
@@ -122,7 +126,8 @@ def finish(parts: Parts, intent: Intent, endpoints: Sequence[str], on_step: OnSt
         parts.gateway.remove(intent.workload, on_step)
     else:
         service = service_name(intent.workload, intent.target.digest_sha256)
-        parts.gateway.route(intent.workload, (Backend(service=service, endpoints=tuple(endpoints)),), on_step)
+        backend = Backend(service=service, endpoints=tuple(endpoints))
+        parts.gateway.route(intent.workload, Route(backends=(backend,)), on_step)
     line = extended(parts.ledger.lineage(intent.workload), intent.action, intent.target)
     # A rollback is an emergency: with the registry down it goes on, and the reconciler mirrors the aliases later.
     with contextlib.suppress(*((TryAgain,) if intent.action == "rollback" else ())):
@@ -176,7 +181,7 @@ def _open(
     parts.gateway.check()
     # A promotion that the rollback wins over may have moved the route already.
     interrupted = parts.ledger.open_intent_of(workload)
-    route = interrupted.route if interrupted else parts.gateway.current().routes.get(workload, ())
+    route = interrupted.route if interrupted else _public(parts.gateway.current().routes.get(workload))
     return parts.ledger.open_intent(
         workload, action, target, expected_champion, actor, reason, intent_id, route=route
     )
@@ -219,13 +224,21 @@ def _bound_target(known: Intent | None, to: str | None) -> Version | None:
     return known.target
 
 
-def _rollback_target(ledger: Ledger, workload: str, to: str | None, reason: str) -> Version:
+def _public(route: Route | None) -> Route | None:
+    """What the public sees of a route: a rollout's shadow and replay are its own to bring back."""
+    return Route(backends=route.backends) if route and route.backends else None
+
+
+def _rollback_target(parts: Parts, workload: str, to: str | None, reason: str) -> Version:
     if not reason.strip():
         raise BadRequest(f"{workload}: rollback has no reason, must say why")
+    ledger = parts.ledger
     line, interrupted = ledger.lineage(workload), ledger.open_intent_of(workload)
     if to is not None:
         return _served(ledger, workload, to)
-    if interrupted and interrupted.action == "promote" and (champion := champion_of(line)):
+    champion, rolling = champion_of(line), parts.rollouts.active(workload)
+    promoting = interrupted is not None and interrupted.action == "promote"
+    if champion and (promoting or (rolling and rolling.candidate != champion)):
         return champion
     if previous := previous_of(line):
         return previous

@@ -1,199 +1,205 @@
-"""The HTTP face of one model: routes, limits and headers, as a bare ASGI application."""
+"""The HTTP face of one model: routes, and the way of an inference request from its bytes to its answer.
+
+early   (head read)  ─ route, method, type, queue ─► refuse, or keep the body
+handle  (body read)  ─ read_infer ─► cache? ─► batch ─► deliver ─► passport, log, metrics, answer
+"""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from tasks.serve import protocol
+from tasks.serve.batch import Batcher, Outcome
+from tasks.serve.cache import Cache
+from tasks.serve.message import JSON, Limits, Request
 from tasks.serve.metrics import CONTENT_TYPE, Metrics
-from tasks.serve.model import Model
 from tasks.serve.passport import Ulids, passport
 from tasks.serve.predictions import PredictionLog
+from tasks.serve.protocol import Answer, InferRequest
 from tasks.spec.errors import BadRequest, DrydockError, TryAgain
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
-
 CLIENT_GONE = 499  # nobody reads this code but the metrics
+BINARY = b"application/octet-stream"
+RETRY = b"retry-after: 1\r\n"
+REPLAYED = b"x-drydock-replayed"
 
-
-class Limits(NamedTuple):
-    max_batch_rows: int = 64
-    max_body_bytes: int = 4 << 20
-    body_seconds: float = 10.0  # a client that sends slower than this is let go
-
-
-class Response(NamedTuple):
-    status: int
-    body: bytes
-    content_type: bytes = b"application/json"
-    headers: Headers = []
-
-
-class HttpError(Exception):
-    """An answer that is no success, decided before or beside the model."""
-
-    def __init__(self, status: int, message: str, headers: Headers | None = None) -> None:
-        super().__init__(message)
-        self.response = _error(status, message, headers)
+Route = tuple[bytes, Callable[[Request], None]]
 
 
 class App:
-    """``draining`` is set by the server: then ready says no, and every answer closes its connection."""
+    """``draining`` is set by the server: then ready says no."""
 
     def __init__(
-        self, model: Model, version: str, metrics: Metrics, log: PredictionLog | None, limits: Limits
+        self,
+        batcher: Batcher,
+        version: str,
+        metrics: Metrics,
+        log: PredictionLog | None,
+        limits: Limits,
+        cache: Cache | None = None,
     ) -> None:
         self.draining = False
-        self._model, self._version, self._limits = model, version, limits
-        self._metrics, self._log = metrics, log
-        self._digest = model.package.digest_sha256
-        self._name = model.package.signature.workload
+        self.metrics = metrics
+        self._batcher, self._version, self._limits, self._log, self._cache = batcher, version, limits, log, cache
+        package = batcher.package
+        self._digest, self._signature = package.digest_sha256, package.signature
+        self._feature, self._name = package.signature.feature, package.signature.workload
         self._new_ulid = Ulids()
+        self._fields = b"x-drydock-version: %b\r\nx-drydock-passport: " % version.encode()
         self._routes = self._make_routes()
+        batcher.on_batch = metrics.batch_rows.observe
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        method, handler = self._routes.get(scope["path"], (None, None))
+    def early(self, request: Request) -> Callable[[], None] | None:
+        """Return what answers a request whose body is not worth keeping: it needs no more than the head."""
+        method, handler = self._route(request.target)
         if handler is None:
-            return await self._send(send, _error(404, self._unknown(scope["path"])))
-        if scope["method"] != method:
-            message = f"{scope['method']} is not allowed here, must be {method}"
-            return await self._send(send, _error(405, message, [(b"allow", method.encode())]))
-        if method == "GET":
-            return await self._send(send, handler())
-        return await self._infer(scope, receive, send)
+            return partial(self._fail, request, 404, self._unknown(request.target))
+        if request.method != method:
+            message = f"{request.method.decode()} is not allowed here, must be {method.decode()}"
+            return partial(self._fail, request, 405, message, b"allow: %b\r\n" % method)
+        if method == b"GET":
+            return partial(handler, request)
+        if problem := _unreadable(request.headers):
+            return partial(self._infer_fails, request, 415, problem)
+        if self._batcher.full:
+            return partial(self._infer_fails, request, 503, self._full(), RETRY)
+        return None
 
-    def _make_routes(self) -> dict[str, tuple[str, Callable[[], Response] | None]]:
+    def handle(self, request: Request) -> None:
+        """Answer an inference request now, or let the batch do it."""
+        try:
+            ask = protocol.read_infer(
+                request.body, _json_bytes(request.headers), self._feature, self._limits.max_batch_rows
+            )
+            key = self._cache.key(ask.rows) if self._cache else b""
+            job = Inference(self, request, ask, key)
+            if key and (found := self._cache.get(key)) is not None:
+                self.metrics.cache_hits += 1
+                return job.deliver(found)
+            self._batcher.submit(job)
+        except BadRequest as error:
+            self._infer_fails(request, 400, str(error))
+        except TryAgain as error:
+            self._infer_fails(request, 503, str(error), RETRY)
+
+    def refuse(self, request: Request, status: int, message: str) -> None:
+        self.metrics.codes[status] += 1
+        self._fail(request, status, message, RETRY if status == 503 else b"")
+
+    def complete(self, request: Request, ask: InferRequest, key: bytes, outcome: Outcome) -> None:
+        """Send the answer to one request, under a passport of its own; count and log it."""
+        if isinstance(outcome, BadRequest):
+            return self._infer_fails(request, 400, str(outcome))
+        if isinstance(outcome, DrydockError):
+            return self._infer_fails(request, 500, str(outcome))
+        if key:
+            self._cache.put(key, outcome)
+        classes = self._signature.classes
+        best = outcome.argmax(axis=1).tolist() if len(outcome) > 1 else (outcome.argmax(),)
+        answer = Answer([classes[k] for k in best], outcome)
+        content, json_bytes = protocol.write_infer(ask, answer, self._name, self._version)
+        mark = passport(self._digest, self._new_ulid())
+        fields = b"%b%b\r\n" % (self._fields, mark.encode())
+        if json_bytes is not None:
+            fields += b"inference-header-content-length: %d\r\n" % json_bytes
+        self._count(request, mark, answer)
+        request.send(200, content, JSON if json_bytes is None else BINARY, fields)
+
+    def _count(self, request: Request, mark: str, answer: Answer) -> None:
+        metrics = self.metrics
+        metrics.codes[200] += 1
+        metrics.rows += len(answer.labels)
+        for label in answer.labels:
+            metrics.labels[label] += 1
+        metrics.seconds.observe(time.perf_counter() - request.started)
+        if self._log:
+            self._log.record(mark, answer, REPLAYED in request.headers)
+
+    def _infer_fails(self, request: Request, status: int, message: str, fields: bytes = b"") -> None:
+        self.metrics.codes[status] += 1
+        mark = passport(self._digest, self._new_ulid()).encode()
+        self._fail(request, status, message, b"%b%b\r\n%b" % (self._fields, mark, fields))
+
+    def _fail(self, request: Request, status: int, message: str, fields: bytes = b"") -> None:
+        request.send(status, protocol.write_json({"error": message}), fields=fields)
+
+    # --- routes ---
+
+    def _make_routes(self) -> dict[bytes, Route]:
         model = f"/v2/models/{self._name}"
         routes: dict[str, Any] = {
-            "/v2": ("GET", self._server),
-            "/v2/health/live": ("GET", lambda: _json(200, {"live": True})),
-            "/v2/health/ready": ("GET", self._ready),
-            "/metrics": ("GET", lambda: Response(200, self._metrics.text(), CONTENT_TYPE.encode())),
+            "/v2": (b"GET", lambda request: _json(request, 200, protocol.server_metadata(self._version))),
+            "/v2/health/live": (b"GET", lambda request: _json(request, 200, {"live": True})),
+            "/v2/health/ready": (b"GET", self._ready),
+            "/metrics": (b"GET", lambda request: request.send(200, self.metrics.text(), CONTENT_TYPE)),
         }
         for base in (model, f"{model}/versions/{self._version}"):
-            routes[base] = ("GET", self._metadata)
-            routes[f"{base}/ready"] = ("GET", self._model_ready)
-            routes[f"{base}/infer"] = ("POST", self._infer)
-        return routes
+            routes[base] = (b"GET", self._metadata)
+            routes[f"{base}/ready"] = (b"GET", self._model_ready)
+            routes[f"{base}/infer"] = (b"POST", self.handle)
+        return {path.encode(): route for path, route in routes.items()}
 
-    async def _infer(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one inference request, whatever comes in; count it."""
-        started, mark = time.perf_counter(), passport(self._digest, self._new_ulid())
-        status = 500
-        try:
-            response = await self._answer(_headers(scope), receive, mark)
-            status = response.status
-            if status != CLIENT_GONE:
-                headers = [
-                    (b"x-drydock-passport", mark.encode()),
-                    (b"x-drydock-version", self._version.encode()),
-                ]
-                await self._send(send, response._replace(headers=[*response.headers, *headers]))
-        finally:
-            self._metrics.observe(status, time.perf_counter() - started)
+    def _route(self, target: bytes) -> tuple[bytes, Callable[[Request], None] | None]:
+        if route := self._routes.get(target):
+            return route
+        path = target.partition(b"?")[0]
+        if path.startswith(b"http://"):  # the absolute form, which RFC 9112 wants understood
+            path = b"/" + path.removeprefix(b"http://").partition(b"/")[2]
+        return self._routes.get(path, (b"", None))
 
-    async def _answer(self, headers: dict[bytes, bytes], receive: Receive, mark: str) -> Response:
-        try:
-            self._model.refuse_if_full()  # before its body costs anything
-            body = await read_body(headers, receive, self._limits)
-            request = protocol.read_infer(
-                body, _json_bytes(headers), self._feature, self._limits.max_batch_rows
-            )
-            answer = await self._model.predict(request.rows)
-        except HttpError as error:
-            return error.response
-        except BadRequest as error:
-            return _error(400, str(error))
-        except TryAgain as error:
-            return _error(503, str(error), [(b"retry-after", b"1")])
-        except DrydockError as error:
-            return _error(500, str(error))
-        self._metrics.count_rows(len(answer.labels))
-        if self._log:
-            self._log.record(mark, answer)
-        content, json_bytes = protocol.write_infer(request, answer, self._name, self._version)
-        if json_bytes is None:
-            return Response(200, content)
-        length = [(b"inference-header-content-length", b"%d" % json_bytes)]
-        return Response(200, content, b"application/octet-stream", length)
+    def _metadata(self, request: Request) -> None:
+        _json(request, 200, protocol.model_metadata(self._signature, self._version, self._digest))
 
-    @property
-    def _feature(self) -> Any:
-        return self._model.package.signature.feature
+    def _ready(self, request: Request) -> None:
+        _json(request, 503 if self.draining else 200, {"ready": not self.draining})
 
-    def _server(self) -> Response:
-        return _json(200, protocol.server_metadata(self._version))
+    def _model_ready(self, request: Request) -> None:
+        _json(request, 503 if self.draining else 200, {"name": self._name, "ready": not self.draining})
 
-    def _metadata(self) -> Response:
-        return _json(200, protocol.model_metadata(self._model.package.signature, self._version, self._digest))
-
-    def _ready(self) -> Response:
-        return _json(503 if self.draining else 200, {"ready": not self.draining})
-
-    def _model_ready(self) -> Response:
-        return _json(503 if self.draining else 200, {"name": self._name, "ready": not self.draining})
-
-    def _unknown(self, path: str) -> str:
-        if path.startswith("/v2/models/"):
+    def _unknown(self, target: bytes) -> str:
+        if target.startswith(b"/v2/models/"):
             return f"no such model or version here; this server has {self._name}, version {self._version}"
         return "no such path; the inference protocol begins at /v2"
 
-    async def _send(self, send: Send, response: Response) -> None:
-        headers = [(b"content-type", response.content_type), (b"content-length", b"%d" % len(response.body))]
-        headers += response.headers
-        if self.draining:
-            headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body})
+    def _full(self) -> str:
+        return f"the queue is full: {self._batcher.max_queue} requests wait"
 
 
-async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limits) -> bytes:
-    """Return the request's body.
+class Inference:
+    """One request as the batch sees it."""
 
-    Raises:
-        HttpError: 413 too large, 415 compressed, 408 too slow, 499 the client went away.
-    """
+    __slots__ = ("_app", "_ask", "_key", "_request", "rows")
+
+    def __init__(self, app: App, request: Request, ask: InferRequest, key: bytes) -> None:
+        self._app, self._request, self._ask, self._key = app, request, ask, key
+        self.rows = ask.rows
+
+    @property
+    def gone(self) -> bool:
+        return self._request.connection.gone
+
+    def deliver(self, outcome: Outcome) -> None:
+        if self._request.connection.gone:
+            self._app.metrics.codes[CLIENT_GONE] += 1
+        else:
+            self._app.complete(self._request, self._ask, self._key, outcome)
+
+
+def _unreadable(headers: dict[bytes, bytes]) -> str | None:
+    """Say why a body can't be read, by its headers; a body without a type is taken for JSON."""
     if (encoding := headers.get(b"content-encoding", b"identity").lower()) != b"identity":
-        raise HttpError(415, f"content-encoding {encoding.decode('latin-1')!r}, must be identity")
-    if int(headers.get(b"content-length", b"0")) > limits.max_body_bytes:
-        raise _too_large(limits)
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            return await _collect(receive, limits)
-    except TimeoutError:
-        raise HttpError(408, f"the body took over {limits.body_seconds:g} s", CLOSE) from None
+        return f"content-encoding {_shown(encoding)}, must be identity"
+    kind = headers.get(b"content-type", JSON)
+    if kind != JSON and kind.partition(b";")[0].strip().lower() not in (JSON, BINARY):
+        return f"content-type {_shown(kind)}, must be application/json or application/octet-stream"
+    return None
 
 
-CLOSE: Headers = [(b"connection", b"close")]
-
-
-async def _collect(receive: Receive, limits: Limits) -> bytes:
-    parts, size, more = [], 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise HttpError(CLIENT_GONE, "the client went away")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limits.max_body_bytes:
-            raise _too_large(limits)
-        more = message.get("more_body", False)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _too_large(limits: Limits) -> HttpError:
-    # The rest of the body is not read, so the connection can't be used again.
-    return HttpError(413, f"the body is over {limits.max_body_bytes} bytes, the limit", CLOSE)
-
-
-def _headers(scope: Message) -> dict[bytes, bytes]:
-    return dict(scope["headers"])
+def _shown(value: bytes) -> str:
+    return repr(value[:40].decode("latin-1"))
 
 
 def _json_bytes(headers: dict[bytes, bytes]) -> int | None:
@@ -201,15 +207,9 @@ def _json_bytes(headers: dict[bytes, bytes]) -> int | None:
     if text is None:
         return None
     if not text.isdigit() or len(text) > 18:
-        raise BadRequest(
-            f"Inference-Header-Content-Length = {text[:40].decode('latin-1')!r}, must be a number"
-        )
+        raise BadRequest(f"Inference-Header-Content-Length = {_shown(text)}, must be a number")
     return int(text)
 
 
-def _json(status: int, data: Any) -> Response:
-    return Response(status, protocol.write_json(data))
-
-
-def _error(status: int, message: str, headers: Headers | None = None) -> Response:
-    return Response(status, protocol.write_json({"error": message}), headers=headers or [])
+def _json(request: Request, status: int, data: Any) -> None:
+    request.send(status, protocol.write_json(data))

@@ -12,6 +12,7 @@ B rows   N input width   K classes
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tasks.serve.onnx_file import refuse_external_data
 from tasks.spec.errors import BadRequest, DrydockError, IntegrityLost
-from tasks.spec.feature import Feature, encode
+from tasks.spec.feature import Feature, check_texts, encode
 from tasks.spec.value import Value
 from tasks.spec.workload import Variant
 from tasks.store.files import write_json
@@ -91,9 +92,7 @@ class Golden(Value):
             return rows
         # NaN, which JSON can't say, is the one value that differs from itself.
         return tuple(
-            tuple(None if value != value else value for value in row)
-            if isinstance(row, list | tuple)
-            else row
+            tuple(None if value != value else value for value in row) if isinstance(row, list | tuple) else row
             for row in rows
         )
 
@@ -109,6 +108,8 @@ class Package:
         self.signature, self.golden = papers
         self._session = session
         self._tokenizer = tokenizer
+        # A graph for texts that takes any width is not asked for more than the longest of a batch needs.
+        self._any_width = tokenizer is not None and not isinstance(session.get_inputs()[0].shape[1], int)
 
     def predict(self, rows: Any) -> np.ndarray:
         """Return float32 probabilities [B, K] for B >= 1 rows in client form (see ``feature.encode``).
@@ -117,14 +118,37 @@ class Package:
             BadRequest: rows that the feature does not allow.
             DrydockError: the graph failed, or answered what is no probability; such an answer never leaves.
         """
+        return self.answer(self.validate(rows))
+
+    def validate(self, rows: Any) -> Any:
+        """Return rows that ``answer`` takes, and that may stand in one batch with others: float32 [B, N] or texts.
+
+        Raises:
+            BadRequest: rows that the feature does not allow.
+        """
+        feature = self.signature.feature
         if not hasattr(rows, "__len__") or isinstance(rows, str) or not len(rows):
-            raise BadRequest(f"{self.signature.feature.kind} input: found no rows, must be 1 or more")
-        array = encode(self.signature.feature, rows, self._tokenizer)
+            raise BadRequest(f"{feature.kind} input: found no rows, must be 1 or more")
+        return check_texts(feature, rows) if feature.kind == "text" else encode(feature, rows)
+
+    def answer(self, rows: Any) -> np.ndarray:
+        """Return float32 probabilities [B, K] for validated rows.
+
+        Raises:
+            DrydockError: as ``predict``.
+        """
+        if self._tokenizer is not None:
+            rows = encode(self.signature.feature, rows, self._tokenizer, pad_to_longest=self._any_width)
         try:
-            (answer,) = self._session.run([self.signature.graph_output.name], {"input": array})
+            (answer,) = self._session.run(["probabilities"], {"input": rows})
         except _session_errors() as error:
             raise DrydockError(f"{self._name}: the graph failed: {error}") from error
-        return self._checked(answer, len(array))
+        return self._checked(answer, len(rows))
+
+    def width(self, rows: Any) -> int:
+        """Return what the dearest of validated rows costs beside others: 1, or its characters where the graph takes
+        any width and the batch is padded to the longest."""
+        return max([1, *map(len, rows)]) if self._any_width else 1
 
     def check_golden(self) -> None:
         """Ask the golden rows and compare.
@@ -148,11 +172,11 @@ class Package:
         wanted = (num_rows, len(self.signature.classes))
         if answer.shape != wanted:
             raise DrydockError(f"{self._name}: the graph answered shape {answer.shape}, must be {wanted}")
+        low, high = float(np.minimum.reduce(answer, axis=None)), float(np.maximum.reduce(answer, axis=None))
         # Written so that NaN fails it.
-        if not (answer.min() >= -ROUNDING and answer.max() <= 1 + ROUNDING):
-            low, high = float(answer.min()), float(answer.max())
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
             raise DrydockError(f"{self._name}: the graph answered {low:.3g} to {high:.3g}, must be 0 to 1")
-        return np.clip(answer, 0, 1)
+        return answer if low >= 0 and high <= 1 else np.clip(answer, 0, 1)
 
     @property
     def _name(self) -> str:
@@ -256,6 +280,9 @@ def _open_session(content: bytes, signature: Signature, where: str, threads: int
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except _session_errors() as error:
         raise BadRequest(f"{where}: ONNX Runtime can't load it: {error}") from error
+    # Kept to load it again with other providers, and as large as the model; an attribute of another name would
+    # cost memory, no more.
+    session._model_bytes = None
     _check_tensor(where, "input", session.get_inputs(), signature.graph_input)
     _check_tensor(where, "output", session.get_outputs(), signature.graph_output)
     return session
@@ -271,6 +298,7 @@ def _check_tensor(where: str, side: str, found: list[Any], wanted: Tensor) -> No
         raise BadRequest(f"{where}: its {side} is {kind} {shape}, must be {_line(wanted)} with a free batch")
 
 
+@functools.cache
 def _session_errors() -> tuple[type[Exception], ...]:
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 

@@ -1,49 +1,31 @@
-"""The server process: its socket, uvicorn around the application, and the drain when it is told to stop."""
+"""The server process: its socket, its loop, and the drain when it is told to stop.
+
+On SIGTERM: not ready at once, still answering for ``drain_seconds``, then closing. In between the gateway sees that we
+are not ready, and every answer tells its client to open the next connection elsewhere; so no request is caught by the
+closing. What is in flight then is answered, for at most ``GRACE_SECONDS``. A drained server ends with code 0.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable
 
-import uvicorn
+import uvloop
 
 from tasks.serve.app import App
+from tasks.serve.http import Connections
+from tasks.serve.message import Limits
 from tasks.spec.errors import TryAgain
 
-# Longer than a gateway keeps an idle connection, so that it is never us who close one just as it is used.
-KEEP_ALIVE_SECONDS = 620
-GRACE_SECONDS = 7
-
-
-class Server(uvicorn.Server):
-    """Drains on SIGTERM: not ready at once, still answering for ``drain_seconds``, then closing.
-
-    In between, the gateway sees that we are not ready, and every answer tells its client to open the next
-    connection elsewhere; so no request is caught by the closing. uvicorn would end by the signal itself; a
-    drained server ends with code 0.
-    """
-
-    def __init__(self, config: uvicorn.Config, app: App, drain_seconds: float) -> None:
-        super().__init__(config)
-        self._app, self._drain_seconds = app, drain_seconds
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._begin_drain, loop)
-        yield
-
-    def _begin_drain(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._app.draining:
-            self._app.draining = True
-            loop.call_later(self._drain_seconds, self._end)
-
-    def _end(self) -> None:
-        self.should_exit = True
+GRACE_SECONDS = 7.0
+BACKLOG = 2048
+GARBAGE_OBJECTS = 50_000  # cycles are rare here: connections that ended
+TICK_SECONDS = 1.0
+LAST_TURNS_SECONDS = 0.02
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -62,19 +44,60 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(app: App, listener: socket.socket, drain_seconds: float) -> None:
-    """Serve until told to stop; return after the drain."""
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        loop="uvloop",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        log_level="error",
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
-    Server(config, app, drain_seconds).run(sockets=[listener])
+def serve(
+    app: App, listener: socket.socket, drain_seconds: float, limits: Limits, on_listening: Callable[[], None]
+) -> None:
+    """Serve until told to stop; return after the drain. ``on_listening`` is called once clients can connect."""
+    # What was made so far stays; the collector need not look at it again while someone waits for an answer.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_OBJECTS)
+    uvloop.run(_serve(app, listener, drain_seconds, limits, on_listening))
+
+
+async def _serve(
+    app: App, listener: socket.socket, drain_seconds: float, limits: Limits, on_listening: Callable[[], None]
+) -> None:
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    connections = Connections(app, limits)
+    server = await loop.create_server(connections, sock=listener, backlog=BACKLOG)
+    ticking = loop.create_task(_tick(connections))
+    on_listening()
+    await told.wait()
+    app.draining = connections.draining = True
+    await asyncio.sleep(drain_seconds)
+    await _stop_listening(server, listener, connections)
+    await _finish(connections)
+    ticking.cancel()
+
+
+async def _tick(connections: Connections) -> None:
+    while True:
+        await asyncio.sleep(TICK_SECONDS)
+        connections.tick()
+
+
+async def _stop_listening(server: asyncio.Server, listener: socket.socket, connections: Connections) -> None:
+    """Close the door, but let in who stands before it: the kernel would reset connections that it took for us."""
+    spare = listener.dup()
+    spare.setblocking(False)
+    server.close()
+    with contextlib.closing(spare), contextlib.suppress(BlockingIOError):
+        while True:
+            accepted, _ = spare.accept()
+            await asyncio.get_running_loop().connect_accepted_socket(connections, accepted)
+
+
+async def _finish(connections: Connections) -> None:
+    """Wait for what is in flight, close what is idle, and cut off who never ends."""
+    await asyncio.sleep(LAST_TURNS_SECONDS)  # what was sent before now is read, and is no idle connection
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(GRACE_SECONDS):
+            while connections.open:
+                for connection in list(connections.open):
+                    connection.close_idle()
+                await asyncio.sleep(LAST_TURNS_SECONDS)
+    for connection in list(connections.open):
+        connection.abort()

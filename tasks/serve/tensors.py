@@ -10,6 +10,7 @@ import struct
 from typing import Any
 
 import numpy as np
+import simdjson
 
 from tasks.spec.errors import BadRequest
 from tasks.spec.feature import Feature
@@ -23,10 +24,12 @@ def input_name(feature: Feature) -> str:
     return "text" if feature.kind == "text" else "input"
 
 
-def read_rows(feature: Feature, datatype: Any, shape: Any, data: Any, max_rows: int) -> Any:
-    """Return the rows of one input: float32 [B, N], or B strings.
+def read_rows(feature: Feature, datatype: Any, shape: Any, data: Any, max_rows: int, flat: bool = False) -> Any:
+    """Return the rows of one input: numbers [B, N], or B strings. Their values are held to the feature by
+    ``Package.validate``, which is quick where many requests are one batch.
 
-    ``data`` is the JSON's flat or nested list, or the bytes of a binary tensor.
+    ``data`` is the JSON's flat or nested list (``flat``: it is known to hold no list), or the bytes of a binary
+    tensor.
 
     Raises:
         BadRequest: datatype, shape or values that do not fit the feature, or B beyond ``max_rows``.
@@ -38,7 +41,10 @@ def read_rows(feature: Feature, datatype: Any, shape: Any, data: Any, max_rows: 
     num_rows = _num_rows(feature, name, shape, max_rows)
     if feature.kind == "text":
         return _texts(name, data, num_rows)
-    array = _from_bytes(name, datatype, data) if isinstance(data, bytes) else _from_json(name, datatype, data)
+    if isinstance(data, simdjson.Array):
+        array = _from_array(name, datatype, data, [len(data)] if flat else shape)
+    else:
+        array = _from_bytes(name, datatype, data) if isinstance(data, bytes) else _from_json(name, datatype, data)
     if array.size != math.prod(shape) or (array.ndim != 1 and array.shape != tuple(shape)):
         found = f"{array.size} values" if array.ndim == 1 else f"shape {list(array.shape)}"
         raise BadRequest(f"{name}.data has {found}, must be {math.prod(shape)} values as its shape says")
@@ -58,12 +64,10 @@ def show(found: Any) -> str:
 
 def _num_rows(feature: Feature, name: str, shape: Any, max_rows: int) -> int:
     """Return B of a shape that fits the feature: [B] of texts, [B, N], or [B, H, W] of an image."""
-    if not (isinstance(shape, list) and shape and all(type(size) is int for size in shape)):
+    if not (isinstance(shape, list) and shape and {*map(type, shape)} == {int}):
         raise BadRequest(f"{name}.shape must be a list of whole numbers")
     fitting = [[]] if feature.kind == "text" else [list(feature.shape)]
-    if feature.kind == "image":
-        fitting.append([feature.height, feature.width])
-    if shape[1:] not in fitting:
+    if shape[1:] not in fitting and not (feature.kind == "image" and shape[1:] == [feature.height, feature.width]):
         raise BadRequest(f"{name}.shape = {_line(shape)}, must be {_line(['B', *fitting[0]])}")
     if not 1 <= shape[0] <= max_rows:
         raise BadRequest(f"{name}.shape = {_line(shape)}: B must be 1 to {max_rows}")
@@ -72,6 +76,35 @@ def _num_rows(feature: Feature, name: str, shape: Any, max_rows: int) -> int:
 
 def _line(shape: list[Any]) -> str:
     return show("[" + ", ".join(str(size) for size in shape[:8]) + "]").strip("'")
+
+
+def _from_array(name: str, datatype: str, data: simdjson.Array, shape: list[int]) -> np.ndarray:
+    """Return float32 by way of the parser's own buffer, 5 times as quick as by Python's lists: for plain numbers,
+    flat or nested as the shape says. The buffer is flat and says nothing of the nesting, so that is counted."""
+    kind = "d" if datatype == "FP32" else "i"
+    try:
+        array = np.frombuffer(data.as_buffer(of_type=kind), dtype="f8" if kind == "d" else "i8")
+    except (TypeError, ValueError):  # null, or what is no number, or no whole one
+        if b"true" in (text := data.mini) or b"false" in text:  # among numbers, numpy would take it for one
+            raise BadRequest(f"{name}.data holds what is no number") from None
+        return _from_json(name, datatype, data.as_list())
+    if len(data) != array.size or len(shape) != 1:
+        lists = data.mini.count(b"[")  # numbers alone hold no bracket
+        if lists != 1 and not (_is_nested(data, shape) and lists == _num_lists(shape)):
+            return _from_json(name, datatype, data.as_list())
+    if datatype == "UINT8":
+        _refuse_beyond_a_byte(name, array)
+    return array
+
+
+def _is_nested(data: Any, shape: list[int]) -> bool:
+    if not isinstance(data, simdjson.Array) or len(data) != shape[0]:
+        return False
+    return len(shape) == 1 or all(_is_nested(inner, shape[1:]) for inner in data)
+
+
+def _num_lists(shape: list[int]) -> int:
+    return sum(math.prod(shape[:depth]) for depth in range(len(shape)))
 
 
 def _from_json(name: str, datatype: str, data: Any) -> np.ndarray:
@@ -86,9 +119,14 @@ def _from_json(name: str, datatype: str, data: Any) -> np.ndarray:
     kinds = "iuf" if datatype == "FP32" else "iu"
     if array.dtype.kind not in kinds and array.size:
         raise BadRequest(f"{name}.data holds what is no {datatype} number")
-    if datatype == "UINT8" and array.size and not (array.min() >= 0 and array.max() <= 255):
+    if datatype == "UINT8":
+        _refuse_beyond_a_byte(name, array)
+    return array
+
+
+def _refuse_beyond_a_byte(name: str, array: np.ndarray) -> None:
+    if array.size and not (array.min() >= 0 and array.max() <= 255):
         raise BadRequest(f"{name}.data holds values outside 0 to 255, which is all that UINT8 has")
-    return _finite(name, array)
 
 
 def _with_missing(name: str, array: np.ndarray) -> np.ndarray:
@@ -101,26 +139,16 @@ def _with_missing(name: str, array: np.ndarray) -> np.ndarray:
         raise BadRequest(f"{name}.data holds numbers beyond FP32") from None
 
 
-def _finite(name: str, array: np.ndarray) -> np.ndarray:
-    """Return float32; NaN stays (missing), infinity and what overflows are refused."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        array = array.astype(np.float32)
-    if np.isinf(array).any():
-        raise BadRequest(f"{name}.data holds numbers beyond FP32")
-    return array
-
-
 def _from_bytes(name: str, datatype: str, data: bytes) -> np.ndarray:
     kind = np.dtype(NUMBERS[datatype])
     if len(data) % kind.itemsize:
-        raise BadRequest(
-            f"{name} has {len(data)} bytes, must be a multiple of {kind.itemsize} for {datatype}"
-        )
-    return _finite(name, np.frombuffer(data, dtype=kind))
+        raise BadRequest(f"{name} has {len(data)} bytes, must be a multiple of {kind.itemsize} for {datatype}")
+    return np.frombuffer(data, dtype=kind)
 
 
 def _texts(name: str, data: Any, num_rows: int) -> list[str]:
-    texts = _split_bytes_tensor(name, data) if isinstance(data, bytes) else data
+    texts = data.as_list() if isinstance(data, simdjson.Array) else data
+    texts = _split_bytes_tensor(name, texts) if isinstance(texts, bytes) else texts
     if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
         raise BadRequest(f"{name}.data must be a flat list of strings")
     if len(texts) != num_rows:

@@ -76,11 +76,12 @@ Feature = Annotated[ImageFeature | TextFeature | TableFeature, Field(discriminat
 register_tags("image", "text", "table")
 
 
-def encode(feature: Feature, rows: Any, tokenizer: Any = None) -> np.ndarray:
+def encode(feature: Feature, rows: Any, tokenizer: Any = None, pad_to_longest: bool = False) -> np.ndarray:
     """Turn rows as a client or a table holds them into the graph's input array.
 
     image: rows [B, H*W] or [B, H, W] numbers -> float32 [B, H*W] (scaled inside the graph);
-    table: rows [B, C] numbers -> float32 [B, C] (NaN is missing); text: B strings -> int64 [B, T].
+    table: rows [B, C] numbers -> float32 [B, C] (NaN is missing); text: B strings -> int64 [B, T],
+    with ``pad_to_longest`` T is no more than the longest of these texts needs.
 
     Raises:
         BadRequest: wrong width, a value that is no number, or a text longer than ``max_chars``.
@@ -88,9 +89,10 @@ def encode(feature: Feature, rows: Any, tokenizer: Any = None) -> np.ndarray:
     import numpy as np
 
     if feature.kind == "text":
-        return _tokens(feature, rows, tokenizer)
+        return _tokens(feature, rows, tokenizer, pad_to_longest)
     try:
-        array = np.asarray(rows, dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes infinite, and is refused
+            array = np.asarray(rows, dtype=np.float32)
     except (TypeError, ValueError, OverflowError):
         raise BadRequest(f"{feature.kind} input: found values that are no numbers") from None
     if not array.ndim or not len(array):
@@ -98,23 +100,48 @@ def encode(feature: Feature, rows: Any, tokenizer: Any = None) -> np.ndarray:
     array = array.reshape(len(array), -1)
     if array.shape[1] != feature.shape[0]:
         raise BadRequest(f"{feature.kind} input: found rows of {array.shape[1]} values, must be {feature.shape[0]}")
-    if np.isinf(array).any():
+    if feature.kind == "image":
+        # Written so that NaN fails it.
+        if not (np.minimum.reduce(array, axis=None) >= 0 and np.maximum.reduce(array, axis=None) <= feature.max_value):
+            raise BadRequest(f"image input: found values outside 0 to {feature.max_value}")
+    elif np.isinf(array).any():
         raise BadRequest(f"{feature.kind} input: found values beyond the range of float32")
-    if feature.kind == "image" and array.size and not (array.min() >= 0 and array.max() <= feature.max_value):
-        raise BadRequest(f"image input: found values outside 0 to {feature.max_value}")
     return array
 
 
-def _tokens(feature: TextFeature, texts: Any, tokenizer: Any) -> np.ndarray:
-    """[B] strings -> int64 [B, T]: cut at T, padded with 0."""
-    import numpy as np
+def check_texts(feature: TextFeature, texts: Any) -> list[str]:
+    """Return the texts as they may be encoded.
 
+    Raises:
+        BadRequest: one is longer than ``max_chars``.
+    """
     texts = [str(text) for text in texts]
     longest = max((len(text) for text in texts), default=0)
     if longest > feature.max_chars:
         raise BadRequest(f"text input: found {longest} characters, must be {feature.max_chars} or fewer")
-    out = np.zeros((len(texts), feature.max_tokens), dtype=np.int64)
-    for row, encoding in enumerate(tokenizer.encode_batch(texts)):
-        ids = encoding.ids[: feature.max_tokens]
+    return texts
+
+
+def columns_to_rows(table: Any, feature: Feature) -> Any:
+    """Return a table's feature columns as rows: text list, or float32 [B, N]."""
+    import numpy as np
+
+    if feature.kind == "text":
+        return table.column(feature.column).to_pylist()
+    if feature.kind == "image":
+        flat = table.column(feature.column).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        return flat.reshape(table.num_rows, feature.shape[0]).astype(np.float32)
+    return np.column_stack([table.column(name).to_numpy() for name in feature.columns]).astype(np.float32)
+
+
+def _tokens(feature: TextFeature, texts: Any, tokenizer: Any, pad_to_longest: bool) -> np.ndarray:
+    """[B] strings -> int64 [B, T]: cut at T, padded with 0."""
+    import numpy as np
+
+    rows = [encoding.ids[: feature.max_tokens] for encoding in tokenizer.encode_batch(check_texts(feature, texts))]
+    # A graph can't be asked for a width of 0, which an empty text would have.
+    width = max([1, *map(len, rows)]) if pad_to_longest else feature.max_tokens
+    out = np.zeros((len(rows), width), dtype=np.int64)
+    for row, ids in enumerate(rows):
         out[row, : len(ids)] = ids
     return out

@@ -13,7 +13,8 @@ class Rule(Value):
     """One demand on one metric: an absolute limit, or a limit on the loss against the champion.
 
     ``slice`` is ``overall``, one slice's name (``class:7``), or a pattern with a star (``class:*``: each).
-    ``bound`` says what is compared: the point estimate, or the interval's worse end.
+    ``bound`` says what is compared: the point estimate, the interval's worse end, or the whole interval, which
+    fails above ``fail_above``, passes at or below ``max``, and else is not yet decided.
     """
 
     metric: str = Field(min_length=1)
@@ -23,8 +24,9 @@ class Rule(Value):
     against: Literal["champion"] | None = None
     max_drop: float | None = Field(default=None, description="champion minus candidate at most (higher is better)")
     max_rise: float | None = Field(default=None, description="candidate minus champion at most (lower is better)")
+    fail_above: float | None = Field(default=None, description="bound: interval fails above it; default: max")
     min_samples: int = Field(default=1, ge=1)
-    bound: Literal["point", "worse"] = "point"
+    bound: Literal["point", "worse", "interval"] = "point"
     severity: Literal["stop", "watch"] = "stop"
 
     @model_validator(mode="after")
@@ -37,8 +39,12 @@ class Rule(Value):
             raise ValueError(f"max_drop and max_rise of a rule on {self.metric!r} need against: champion")
         if absolute and self.against is not None:
             raise ValueError(f"against: champion of a rule on {self.metric!r} needs max_drop or max_rise, not min/max")
-        if relative and self.bound == "worse":
-            raise ValueError(f"bound: worse of a rule on {self.metric!r} needs min or max, not a champion")
+        if relative and self.bound != "point":
+            raise ValueError(f"bound: {self.bound} of a rule on {self.metric!r} needs min or max, not a champion")
+        if self.bound == "interval" and (self.max is None or self.min is not None):
+            raise ValueError(f"bound: interval of a rule on {self.metric!r} needs max alone")
+        if self.fail_above is not None and self.bound != "interval":
+            raise ValueError(f"fail_above of a rule on {self.metric!r} needs bound: interval")
         return self
 
 

@@ -10,12 +10,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.spec.errors import BadRequest
 from tasks.spec.value import Value
 
 SCHEMA_VERSION = 1
+FILES = ("api_keys", "tls_certificate", "tls_key", "tls_ca")
 
 
 class Settings(Value):
@@ -29,8 +30,21 @@ class Settings(Value):
     mlflow_port: int = Field(default=5000, ge=1, le=65535)
     gateway_port: int = Field(default=10000, ge=1, le=65535)
     gateway_admin_port: int = Field(default=9901, ge=1, le=65535)
+    api_keys: str = Field(default="", description="a JSON file of client names and keys; none: no key is asked for")
+    tls_certificate: str = Field(default="", description="the gateway's certificate chain in PEM; none: plain HTTP")
+    tls_key: str = Field(default="", description="its private key in PEM")
+    tls_ca: str = Field(default="", description="what our own clients trust at the gateway; none: the certificate")
     cores: int = Field(default=2, ge=1, description="device slots of this machine; sizes the pools")
     training_slots: int = Field(default=2, ge=1, description="ranks that may train at once: the training pool")
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> Settings:
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            given, lacking = ("tls_certificate", "tls_key") if self.tls_certificate else ("tls_key", "tls_certificate")
+            raise ValueError(f"{given} is set, {lacking} is not; set DRYDOCK_{lacking.upper()}, or neither")
+        if self.tls_ca and not self.tls_certificate:
+            raise ValueError("tls_ca is set, tls_certificate is not; set DRYDOCK_TLS_CERTIFICATE and DRYDOCK_TLS_KEY")
+        return self
 
     @property
     def home_path(self) -> Path:
@@ -46,7 +60,12 @@ class Settings(Value):
 
     @property
     def gateway_url(self) -> str:
-        return f"http://{self.host}:{self.gateway_port}"
+        return f"{'https' if self.tls_certificate else 'http'}://{self.host}:{self.gateway_port}"
+
+    @property
+    def gateway_ca(self) -> str | None:
+        """The certificates that a client of the gateway trusts; None: it speaks plain HTTP."""
+        return self.tls_ca or self.tls_certificate or None
 
     @property
     def gateway_admin_url(self) -> str:
@@ -90,6 +109,8 @@ def resolve(environ: Mapping[str, str] | None = None, **arguments: str | int | N
         if text and name not in ("home", "root", "workloads"):
             found[name] = _number(name, text) if field.annotation is int else text
     found |= {name: value for name, value in arguments.items() if value is not None}
+    # Processes with other working folders get these settings too.
+    found |= {name: str(Path(str(found[name])).absolute()) for name in FILES if found.get(name)}
     settings = Settings.parse(found, "settings")
     taken: dict[int, str] = {}
     for name, port in settings.ports.items():

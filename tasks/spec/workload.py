@@ -235,17 +235,58 @@ class Review(Value):
         return self
 
 
+class PredictionLog(Value):
+    """What is kept of served answers: passport, time and answer, never the input."""
+
+    ratio: float = Field(default=1.0, ge=0, le=1, description="the share of answers that is logged")
+    max_per_second: int = Field(default=100, ge=1, description="beyond it answers are counted and not logged")
+    days: int = Field(default=30, ge=1, description="how long they are kept")
+
+
 class Serve(Value):
     replicas: int = Field(default=1, ge=1, le=64)
     max_batch_rows: int = Field(default=64, ge=1)
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
     max_queue: int = Field(default=128, ge=1, description="requests waiting; beyond it the answer is 503")
+    max_batch_ms: int = Field(default=50, ge=1, description="requests are batched as far as one batch takes this long")
     threads: int = Field(default=1, ge=1)
+    cache_bytes: int = Field(default=0, ge=0, description="memory for answers to inputs seen before; 0: no cache")
+    requests_per_second: int | None = Field(
+        default=None, ge=1, description="what each client (API key, else address) may ask; beyond it the answer is 429"
+    )
+    log: PredictionLog = PredictionLog()
 
 
 class Rollout(Value):
+    """How a new version earns the traffic: a shadow first, then shares of it, each judged against the champion.
+
+    A stage passes with evidence enough that the candidate is no worse than the limits, and fails as soon as the
+    evidence says that it is. Live requests count; where they are too few, the holdout is replayed.
+    """
+
+    shadow_percent: int = Field(default=100, ge=0, le=100, description="of live requests copied to it; 0: no shadow")
+    steps: tuple[int, ...] = Field(default=(5, 25, 50), description="percent of the traffic, rising; then it is all")
+    step_seconds: int = Field(default=10, ge=1, description="how long a stage waits for live requests to suffice")
+    stage_seconds: int = Field(default=120, ge=1, description="how long a stage may take in all; then inconclusive")
+    min_requests: int = Field(default=100, ge=10, description="requests that each side must have had in a stage")
+    live_only: bool = Field(default=False, description="true: no replay; too few live requests are inconclusive")
+    max_error_rise: float = Field(default=0.02, gt=0, le=1, description="of the share of failed requests")
+    max_p50_ratio: float = Field(default=1.5, ge=1, description="candidate's median by the champion's")
+    max_p99_ratio: float = Field(default=2.0, ge=1, description="candidate's 99th percentile by the champion's")
+    latency_slack_ms: float = Field(default=5.0, ge=0, description="a difference up to this never counts as slower")
+    max_answer_shift: float = Field(
+        default=0.3, gt=0, le=1, description="between the two distributions of answers (total variation distance)"
+    )
+    promote_seconds: int = Field(default=600, ge=1, description="a candidate that passed is promoted in this time")
     bake_seconds: int = Field(default=60, ge=0, description="how long the previous version stays warm")
     ready_seconds: int = Field(default=60, ge=1, description="how long a new replica may take to be ready")
+
+    @field_validator("steps")
+    @classmethod
+    def _steps_rise(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        if list(steps) != sorted(set(steps)) or any(not 1 <= step <= 99 for step in steps):
+            raise ValueError(f"{list(steps)}, must rise from 1 to 99 percent")
+        return steps
 
 
 class WebhookNotifier(Value):

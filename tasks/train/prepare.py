@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.spec.errors import BadRequest
-from tasks.spec.feature import Feature, TextFeature, encode
+from tasks.spec.feature import Feature, TextFeature, columns_to_rows, encode
 from tasks.spec.workload import Label
 from tasks.store.files import write_json, write_whole
 
@@ -55,18 +55,6 @@ def read_split(data: Path, feature: Feature, label: Label, split: str) -> tuple[
     index = {name: number for number, name in enumerate(label.names)}
     y = np.array([index[name] for name in table.column("label").to_pylist()], dtype=np.int64)
     return columns_to_rows(table, feature), y
-
-
-def columns_to_rows(table: Any, feature: Feature) -> Any:
-    """Return a table's feature columns as rows: text list, or float32 [B, N]."""
-    import numpy as np
-
-    if feature.kind == "text":
-        return table.column(feature.column).to_pylist()
-    if feature.kind == "image":
-        flat = table.column(feature.column).combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        return flat.reshape(table.num_rows, feature.shape[0]).astype(np.float32)
-    return np.column_stack([table.column(name).to_numpy() for name in feature.columns]).astype(np.float32)
 
 
 def fit_tokenizer(feature: TextFeature, texts: list[str]) -> Any:

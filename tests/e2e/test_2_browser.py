@@ -83,3 +83,20 @@ def test_the_run_has_curves_and_reports(stack: Any, page: Any) -> None:
     frame = page.frame_locator("iframe").first
     frame.get_by_text("Candidates on the holdout").wait_for()
     assert frame.get_by_text("What each rule said").is_visible()
+
+
+def test_the_delivery_page_shows_what_serves_and_rolls_back(stack: Any, page: Any) -> None:
+    before = stack.json("status")["workloads"]
+    serving = next(w for w in before if w["workload"] == "digits")["champion"]
+    page.goto(f"{stack.airflow}/plugin/drydock")
+    frame = page.frame_locator("iframe").first
+    card = frame.locator("#workload-digits")
+    card.get_by_text(f"champion: version {serving}").wait_for()
+    card.get_by_role("button", name="Roll back…").click()
+    frame.locator("#dialog-reason").fill("the page works")
+    frame.locator("#dialog-sure").check()
+    frame.locator("#dialog-go").click()
+    frame.locator("#dialog-outcome").get_by_text("done").wait_for()
+    last = [row for row in stack.json("history", "digits") if row["kind"] == "commit"][-1]
+    assert (last["action"], last["reason"]) == ("rollback", "the page works")
+    assert last["version"] != serving

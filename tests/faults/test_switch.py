@@ -21,8 +21,9 @@ import pytest
 
 from tasks.release.gateway import Gateway, command
 from tasks.release.ledger import Ledger
-from tasks.release.model import Backend, Version, service_name
+from tasks.release.model import Backend, Route, Version, service_name
 from tasks.release.reconcile import reconcile_once, run
+from tasks.release.rollouts import Rollouts
 from tasks.release.switch import Parts, retire, rollback, switch
 from tasks.spec.errors import BadRequest, Refused, TryAgain
 from tasks.spec.settings import resolve
@@ -113,7 +114,7 @@ def version(number: int | str) -> Version:
 def parts_at(home: str | Path, ports: tuple[int, int], ledger_home: str | Path | None = None) -> Parts:
     settings = resolve({}, home=str(home), gateway_port=ports[0], gateway_admin_port=ports[1])
     where = Path(ledger_home or home)
-    return Parts(Ledger(where), Gateway(settings), FileAliases(where / "aliases.json"))
+    return Parts(Ledger(where), Gateway(settings), FileAliases(where / "aliases.json"), Rollouts(where))
 
 
 def free_port() -> int:
@@ -177,10 +178,10 @@ class Stack:
         ledger, gateway, aliases = self.parts.ledger, self.parts.gateway, self.parts.aliases
         champion = ledger.champion(workload)
         services = {service_name(workload, version(n).digest_sha256): n for n in ("1", "2", "3")}
-        route = gateway.current().routes.get(workload, ())
+        route = gateway.current().routes.get(workload)
         return {
             "ledger": champion.version if champion else None,
-            "route": ",".join(services[backend.service] for backend in route) or None,
+            "route": ",".join(services[backend.service] for backend in route.backends) if route else None,
             "alias": aliases.get(workload).get("champion"),
             "answer": self.ask(workload),
         }
@@ -409,9 +410,9 @@ class TestPutBack:
 
     def test_a_hand_moved_route(self, stack):
         prepared(stack, "rerouted")
-        evil = Backend(service="evil", endpoints=(stack.endpoints["3"],))
-        stack.parts.gateway.route("rerouted", [evil])
-        stack.parts.gateway.route("nobody", [Backend(service="nobody", endpoints=(stack.endpoints["3"],))])
+        evil, nobody = (Backend(service=name, endpoints=(stack.endpoints["3"],)) for name in ("evil", "nobody"))
+        stack.parts.gateway.route("rerouted", Route(backends=(evil,)))
+        stack.parts.gateway.route("nobody", Route(backends=(nobody,)))
         assert len(stack.reconcile().done) == 2
         stack.assert_agree("rerouted", "2")
         assert stack.ask("nobody") is None

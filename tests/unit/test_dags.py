@@ -191,11 +191,12 @@ def test_a_gang_takes_a_slot_for_each_rank(parsed, name):
 
 def test_the_release_is_its_five_steps_and_is_triggered_by_the_registered_version(parsed):
     release, register = parsed["dags"]["release_digits"], parsed["dags"]["retrain_digits"]["tasks"]["register"]
-    assert release["order"] == ["review", "start", "ready", "switch", "bake"]
+    steps = ["review", "preflight", "start", "ready", "shadow", "canary", "promote", "bake", "retire"]
+    assert release["order"] == steps
     assert register["outlets"] == ["drydock://models/digits"]
     # One that bakes or waits for a person holds up no other; the ledger serialises the switches (ADR 0008).
     assert release["max_runs"] == 16
-    assert release["tasks"]["switch"]["priority_weight"] > register["priority_weight"]
+    assert release["tasks"]["promote"]["priority_weight"] > register["priority_weight"]
 
 
 def test_every_task_retries_and_tells_of_its_failure(parsed):

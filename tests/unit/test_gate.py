@@ -21,11 +21,15 @@ ABSOLUTE = st.builds(
     Rule, metric=METRICS, slice=SLICES | st.just("class:*"), min=LIMITS, max=st.none() | LIMITS,
     min_samples=st.integers(1, 50), bound=st.sampled_from(["point", "worse"]), severity=SEVERITY,
 )  # fmt: skip
+INTERVAL = st.builds(
+    Rule, metric=METRICS, slice=SLICES, max=LIMITS, fail_above=st.none() | LIMITS, bound=st.just("interval"),
+    min_samples=st.integers(1, 50), severity=SEVERITY,
+)  # fmt: skip
 RELATIVE = st.builds(
     Rule, metric=METRICS, slice=SLICES | st.just("*"), against=st.just("champion"), max_drop=LIMITS,
     max_rise=st.none() | LIMITS, min_samples=st.integers(1, 50), severity=SEVERITY,
 )  # fmt: skip
-RULES = st.lists(ABSOLUTE | RELATIVE, max_size=5)
+RULES = st.lists(ABSOLUTE | INTERVAL | RELATIVE, max_size=5)
 MEASURED = st.lists(
     st.builds(
         Measurement, metric=METRICS, slice=SLICES, value=LIMITS | st.just(math.nan) | st.just(math.inf),
@@ -65,7 +69,7 @@ def test_a_pass_means_that_every_stop_rule_was_answered_by_finite_numbers_within
         if rule.against is None:
             assert of_rule
             assert all(math.isfinite(m.value) and m.samples >= rule.min_samples for m in of_rule)
-            assert rule.bound == "worse" or all(m.value >= rule.min for m in of_rule)
+            assert rule.bound != "point" or all(m.value >= rule.min for m in of_rule)
         elif evidence.champion is not None:
             assert of_rule
 
@@ -118,6 +122,7 @@ def _in(name: str, pattern: str) -> bool:
 # --- examples -----------------------------------------------------------------------------------------------
 
 ACCURATE = Rule(metric="accuracy", min=0.9)
+BELOW = Rule(metric="accuracy", max=0.5, fail_above=0.6, min_samples=50, bound="interval")
 
 
 @pytest.mark.parametrize(
@@ -137,6 +142,14 @@ ACCURATE = Rule(metric="accuracy", min=0.9)
         (Rule(metric="accuracy", min=0.9, bound="worse"), one(0.95, low=0.89, high=1), "fail", ["at least 0.9"]),
         (Rule(metric="accuracy", max=0.96, bound="worse"), one(0.95, low=0, high=0.97), "fail", ["at most 0.96"]),
         (Rule(metric="accuracy", min=0.9, bound="worse"), one(0.95), "pass", [">= 0.9"]),
+        (BELOW, one(0.3, low=0.1, high=0.5), "pass", ["accuracy = 0.3", "<= 0.5", "n = 100"]),
+        (BELOW, one(0.3, low=0.1, high=0.51), "inconclusive", ["may be 0.51", "at most 0.5", "n = 100"]),
+        (BELOW, one(0.8, low=0.6, high=0.9), "inconclusive", ["may be 0.9"]),
+        (BELOW, one(0.8, low=0.61, high=0.9), "fail", ["= 0.8", "at most 0.5", "n = 100"]),
+        (BELOW, one(1.0, samples=3, low=0.61, high=1), "fail", ["n = 3"]),
+        (BELOW, one(0.0, samples=3, low=0, high=0.1), "inconclusive", ["3 samples", "needs 50"]),
+        (BELOW, one(math.nan, low=0, high=0.1), "error", ["finite"]),
+        (Rule(metric="accuracy", max=0.5, bound="interval"), one(0.51), "fail", ["at most 0.5"]),
     ],
 )
 def test_one_rule(rule, evidence, verdict, words):
@@ -144,6 +157,20 @@ def test_one_rule(rule, evidence, verdict, words):
     assert found.verdict == verdict
     for word in words:
         assert word in found.reasons[0].text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"min": 0.1, "bound": "interval"},
+        {"min": 0.1, "max": 0.5, "bound": "interval"},
+        {"max": 0.5, "fail_above": 0.6},
+        {"max_rise": 0.1, "against": "champion", "bound": "interval"},
+    ],
+)
+def test_a_rule_on_an_interval_has_a_max_alone(wrong):
+    with pytest.raises(ValueError, match="interval"):
+        Rule(metric="accuracy", **wrong)
 
 
 AGAINST = Rule(metric="accuracy", against="champion", max_drop=0.01)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from tasks.release.ledger import LeaseHeld, Ledger
 from tasks.release.model import (
     Backend,
+    Route,
     Version,
     aliases_of,
     champion_of,
@@ -167,7 +168,7 @@ class TestIntent:
         assert ledger.history("digits") == ()
 
     def test_keeps_the_route_to_put_back(self, ledger):
-        route = (Backend(service="digits-a", endpoints=("127.0.0.1:80", "[::1]:81"), weight=3),)
+        route = Route(backends=(Backend(service="digits-a", endpoints=("127.0.0.1:80", "[::1]:81"), weight=3),))
         open_promote(ledger, 1, "a", route=route)
         assert ledger.open_intent_of("digits").route == route
 

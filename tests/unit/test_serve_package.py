@@ -48,9 +48,7 @@ def test_text_package_answers_texts(text_package):
     made = text_package()
     package = opened(made)
     package.check_golden()
-    assert package.predict(
-        ["free prize now", "a longer text than eight tokens can ever hold, so cut"]
-    ).shape == (2, 2)
+    assert package.predict(["free prize now", "a longer text than eight tokens can ever hold, so cut"]).shape == (2, 2)
     with pytest.raises(BadRequest, match="201 characters"):
         package.predict(["x" * 201])
 
@@ -218,9 +216,7 @@ def test_a_graph_that_differs_from_its_signature_is_refused(digits_package, tabl
         opened(made)
 
 
-@pytest.mark.parametrize(
-    "rows", [[], "text", [[1.0] * 63], [["a"] * 64], [[17.0] * 64], [[float("nan")] * 64]]
-)
+@pytest.mark.parametrize("rows", [[], "text", [[1.0] * 63], [["a"] * 64], [[17.0] * 64], [[float("nan")] * 64]])
 def test_wrong_rows_are_a_bad_request(digits_package, rows):
     with pytest.raises(BadRequest):
         opened(digits_package()).predict(rows)

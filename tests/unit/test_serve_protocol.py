@@ -15,7 +15,7 @@ from tasks.serve.passport import Ulids, encode_ulid
 from tasks.serve.protocol import Answer, InferRequest, read_infer, write_infer
 from tasks.serve.tensors import write_bytes_tensor
 from tasks.spec.errors import BadRequest
-from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
+from tasks.spec.feature import ImageFeature, TableFeature, TextFeature, check_texts, encode
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -27,8 +27,11 @@ TEXTS = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["a", "é"]}
 
 
 def read(data, feature=IMAGE, json_bytes=None, max_rows=4) -> InferRequest:
+    """Read a request and hold its rows to the feature, as the server does before it asks the model."""
     body = data if isinstance(data, bytes) else json.dumps(data).encode()
-    return read_infer(body, json_bytes, feature, max_rows)
+    request = read_infer(body, json_bytes, feature, max_rows)
+    rows = check_texts(feature, request.rows) if feature.kind == "text" else encode(feature, request.rows)
+    return request._replace(rows=rows)
 
 
 def one(tensor=PIXELS, **changes):
@@ -240,16 +243,12 @@ def test_lying_binary_is_refused(raw):
 
 def test_an_answer_in_json_and_in_binary_is_the_same():
     answer = Answer(["3", "ü"], np.array([[0.25, 0.75], [0.5, 0.5]], np.float32))
-    body, head = write_infer(
-        InferRequest("i", None, {"label": False, "probabilities": False}), answer, "m", "7"
-    )
+    body, head = write_infer(InferRequest("i", None, {"label": False, "probabilities": False}), answer, "m", "7")
     response = json.loads(body)
     assert head is None
     assert (response["id"], response["model_name"], response["model_version"]) == ("i", "m", "7")
     assert [output["data"] for output in response["outputs"]] == [["3", "ü"], [0.25, 0.75, 0.5, 0.5]]
-    body, head = write_infer(
-        InferRequest(None, None, {"probabilities": True, "label": True}), answer, "m", "7"
-    )
+    body, head = write_infer(InferRequest(None, None, {"probabilities": True, "label": True}), answer, "m", "7")
     sizes = [output["parameters"]["binary_data_size"] for output in json.loads(body[:head])["outputs"]]
     assert np.frombuffer(body[head : head + sizes[0]], "<f4").tolist() == [0.25, 0.75, 0.5, 0.5]
     assert body[head + sizes[0] :] == struct.pack("<I", 1) + b"3" + struct.pack("<I", 2) + "ü".encode()

@@ -43,9 +43,24 @@ def test_the_environment_that_we_hand_on_gives_the_same_settings():
     assert resolve(found.environment) == found
 
 
+def test_the_gateway_speaks_tls_where_it_has_a_certificate():
+    assert resolve({}).gateway_url == "http://127.0.0.1:10000"
+    assert resolve({}).gateway_ca is None
+    found = resolve({"DRYDOCK_TLS_CERTIFICATE": "c.pem"}, tls_key="/k.pem", api_keys="keys.json")
+    assert found.gateway_url == "https://127.0.0.1:10000"
+    # Absolute: processes with other working folders get the same settings.
+    assert (found.tls_certificate, found.gateway_ca) == (f"{os.getcwd()}/c.pem", f"{os.getcwd()}/c.pem")
+    assert (found.tls_key, found.api_keys) == ("/k.pem", f"{os.getcwd()}/keys.json")
+    assert resolve(found.environment) == found
+    assert resolve(found.environment, tls_ca="/ca.pem").gateway_ca == "/ca.pem"
+
+
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
+        ({"DRYDOCK_TLS_CERTIFICATE": "/c"}, ["tls_certificate is set, tls_key is not; set DRYDOCK_TLS_KEY"]),
+        ({"DRYDOCK_TLS_KEY": "/k"}, ["tls_key is set, tls_certificate is not; set DRYDOCK_TLS_CERTIFICATE"]),
+        ({"DRYDOCK_TLS_CA": "/a"}, ["tls_ca is set, tls_certificate is not"]),
         ({"DRYDOCK_MLFLOW_PORT": "many"}, ["DRYDOCK_MLFLOW_PORT = 'many'", "whole number"]),
         ({"DRYDOCK_MLFLOW_PORT": "-1"}, ["DRYDOCK_MLFLOW_PORT = '-1'", "whole number"]),
         ({"DRYDOCK_MLFLOW_PORT": "5²"}, ["DRYDOCK_MLFLOW_PORT = '5²'", "whole number"]),

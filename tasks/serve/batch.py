@@ -1,0 +1,197 @@
+"""Batches without a timer: what is there now is asked together, and a lone request never waits.
+
+A cheap model is asked on the event loop, with everything that was readable in this turn of it. A dear one is asked
+in a thread; what comes meanwhile is the next batch. Which of the two is measured at warm-up.
+
+    submit ─► queue ─┬─ cheap: at the end of this turn of the loop ─┬─► one batch ─► deliver, each its own rows
+                     └─ dear: when the batch before has ended ──────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+
+from tasks.serve.package import Package
+from tasks.spec.errors import BadRequest, DrydockError, TryAgain
+
+WARM_UP_CALLS = 3
+CHEAP_SECONDS = 1e-3  # for one row; a thread's hand-over costs a tenth of it
+# A batch that would hold the loop for longer goes to the thread, though the model is cheap.
+INLINE_SECONDS = 5e-3
+# How much the newest batch says about what a row costs.
+NEWEST_SHARE = 0.2
+
+Outcome = np.ndarray | DrydockError
+
+
+class Job(Protocol):
+    """Rows that want an answer; ``gone``: nobody waits for it any more."""
+
+    rows: Any
+    gone: bool
+
+    def deliver(self, outcome: Outcome) -> None: ...
+
+
+class Batcher:
+    def __init__(self, package: Package, max_rows: int, max_queue: int, max_seconds: float) -> None:
+        self.package = package
+        self.max_queue, self._max_rows, self._max_seconds = max_queue, max_rows, max_seconds
+        self._queue: deque[tuple[Job, int, int]] = deque()  # with number of rows and width
+        self._running = 0
+        self._flush_asked = False
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._seconds_per_unit, self.cheap = 0.0, False
+        self.on_batch: Any = lambda num_rows: None
+
+    @property
+    def depth(self) -> int:
+        """Requests that wait or run."""
+        return len(self._queue) + self._running
+
+    @property
+    def full(self) -> bool:
+        """Whether ``max_queue`` requests wait; what a cheap model answers at the end of this turn does not wait."""
+        return len(self._queue) >= self.max_queue and (not self.cheap or self._running > 0)
+
+    def warm_up(self) -> None:
+        """Let the runtime allocate, hold the package to its golden sample, and measure what one row costs.
+
+        Raises:
+            IntegrityLost: the golden answer differs.
+        """
+        self.package.check_golden()
+        row = self.package.validate(self.package.golden.rows[:1])
+        times = []
+        for _ in range(WARM_UP_CALLS):
+            started = time.perf_counter()
+            self.package.answer(row)
+            times.append(time.perf_counter() - started)
+        self.cheap = min(times) < CHEAP_SECONDS
+        self._seconds_per_unit = min(times) / self.package.width(row)
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; its ``deliver`` is called on the event loop.
+
+        Raises:
+            TryAgain: the queue is full.
+        """
+        if self.full:
+            raise TryAgain(f"the queue is full: {self.max_queue} requests wait")
+        self._queue.append((job, len(job.rows), self.package.width(job.rows)))
+        if not self._flush_asked and not self._running:
+            self._flush_asked = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _flush(self) -> None:
+        """Ask the next batch; the loop turns once before the one after it, so that others are heard."""
+        self._flush_asked = False
+        if self._running or not self._queue:
+            return
+        jobs, num_rows, units = self._take()
+        started, self._running = time.perf_counter(), len(jobs)
+        if self.cheap and units * self._seconds_per_unit < INLINE_SECONDS:
+            outcomes = None
+            try:
+                outcomes = self._answer(jobs)
+            finally:  # whatever was raised, nobody waits in vain
+                self._finish(jobs, num_rows, units, started, outcomes)
+        else:
+            loop = asyncio.get_running_loop()
+            future = self._worker.submit(self._answer, jobs)
+            future.add_done_callback(
+                lambda done: loop.call_soon_threadsafe(self._finish_thread, jobs, num_rows, units, started, done)
+            )
+
+    def _take(self) -> tuple[list[Job], int, int]:
+        """Take the oldest request, and of those behind it what pads to a similar width, up to the bounds."""
+        job, num_rows, width = self._queue.popleft()
+        jobs, widest, left = [job], width, []
+        max_units = self._max_seconds / self._seconds_per_unit if self._seconds_per_unit else float("inf")
+        for entry in self._queue:
+            job, rows, wide = entry
+            similar = wide <= 2 * width and width <= 2 * wide
+            if similar and num_rows + rows <= self._max_rows and (num_rows + rows) * max(widest, wide) <= max_units:
+                jobs.append(job)
+                num_rows, widest = num_rows + rows, max(widest, wide)
+            else:
+                left.append(entry)
+        self._queue = deque(left)
+        return jobs, num_rows, num_rows * widest
+
+    def _answer(self, jobs: list[Job]) -> list[Outcome]:
+        """Return each job's own outcome; where the graph fails each is asked alone, so only the culprit fails."""
+        alive = [job for job in jobs if not job.gone]
+        if len(alive) == 1:
+            only = self._alone(alive[0])
+            return [only] * len(jobs)
+        if not alive:
+            return [DrydockError("nobody waits")] * len(jobs)
+        try:
+            answers = self.package.predict(_join([job.rows for job in jobs]))
+        except BadRequest:
+            return self._answer_valid(jobs)
+        except DrydockError:
+            return [self._alone(job) for job in jobs]
+        outcomes, start = [], 0
+        for job in jobs:
+            outcomes.append(answers[start : start + len(job.rows)])
+            start += len(job.rows)
+        return outcomes
+
+    def _answer_valid(self, jobs: list[Job]) -> list[Outcome]:
+        """Refuse the jobs with rows that the feature does not allow, and ask for the others as one batch."""
+        refusals = {place: error for place, job in enumerate(jobs) if (error := self._problem(job))}
+        valid = [job for place, job in enumerate(jobs) if place not in refusals]
+        answers = iter(self._answer(valid) if valid else [])
+        return [refusals[place] if place in refusals else next(answers) for place in range(len(jobs))]
+
+    def _problem(self, job: Job) -> BadRequest | None:
+        try:
+            self.package.validate(job.rows)
+        except BadRequest as error:
+            return error
+        return None
+
+    def _alone(self, job: Job) -> Outcome:
+        try:
+            return self.package.predict(job.rows)
+        except DrydockError as error:
+            return error
+
+    def _finish_thread(
+        self, jobs: list[Job], num_rows: int, units: int, started: float, done: Future[list[Outcome]]
+    ) -> None:
+        error = done.exception()
+        self._finish(jobs, num_rows, units, started, None if error else done.result())
+        if error:
+            raise error
+
+    def _finish(
+        self, jobs: list[Job], num_rows: int, units: int, started: float, outcomes: list[Outcome] | None
+    ) -> None:
+        self._running = 0
+        took = (time.perf_counter() - started) / units
+        self._seconds_per_unit += NEWEST_SHARE * (took - self._seconds_per_unit)
+        self.on_batch(num_rows)
+        if self._queue and not self._flush_asked:
+            self._flush_asked = True
+            asyncio.get_running_loop().call_soon(self._flush)
+        outcomes = outcomes or [DrydockError("the model failed; see the server's log")] * len(jobs)
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            job.deliver(outcome)
+
+
+def _join(parts: list[Any]) -> Any:
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    return [text for part in parts for text in part]
