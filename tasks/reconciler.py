@@ -26,6 +26,7 @@ from tasks.release.series import Series
 from tasks.site import Site
 from tasks.spec.errors import BadRequest, DrydockError, TryAgain
 from tasks.spec.load import load_workload, workload_names
+from tasks.spec.settings import resolve
 from tasks.store.events import record_event
 from tasks.store.files import exclusive
 
@@ -34,7 +35,8 @@ ACCESS_LOG_BYTES = 64 << 20
 
 
 def main() -> int:
-    site, stop = Site(), threading.Event()
+    # Some of its requests are made under a workload's lease, for which a rollback waits.
+    site, stop = Site(resolve(mlflow_seconds=5)), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with exclusive(site.home / "locks" / "reconciler.lock"):

@@ -128,7 +128,7 @@ def retire_replicas(workload: str, champion: Version, site: Site) -> list[str]:
     for replica in site.engine.replicas():
         labels = replica.labels
         if labels.get("workload") == workload and labels.get("digest") in replaced:
-            site.engine.stop(replica.service)
+            site.engine.drain(replica.service)
             stopped.append(replica.service)
     return sorted(set(stopped))
 
@@ -174,5 +174,5 @@ def holdout_requests(workload: str, target: Version, site: Site) -> list[bytes]:
 
 
 def stop_replicas(workload: str, target: Version, site: Site) -> None:
-    """Drain and stop all replicas of a version. Idempotent."""
-    site.engine.stop(service_name(workload, target.digest_sha256))
+    """Tell all replicas of a version to end; they answer what they have. Idempotent."""
+    site.engine.drain(service_name(workload, target.digest_sha256))

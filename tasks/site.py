@@ -41,7 +41,7 @@ class Site:
     def mlflow(self) -> Any:
         from tasks.registry.client import connect
 
-        return connect(self.settings.mlflow_url)
+        return connect(self.settings.mlflow_url, self.settings.mlflow_seconds)
 
     @cached_property
     def ledger(self) -> Ledger:

@@ -150,7 +150,8 @@ class Platform:
             if state and over(state):
                 return state
             if time.monotonic() > until:
-                raise TryAgain(f"the rollout is not over after {ROLLOUT_SECONDS} s: {state}; see {self.site.home}")
+                phase = state.phase if state else "not there"
+                raise TryAgain(f"{WORKLOAD}: the rollout is {phase} after {ROLLOUT_SECONDS} s; see {self.site.home}")
             time.sleep(POLL_SECONDS)
 
     def force(self, version: Version) -> None:

@@ -76,6 +76,9 @@ class FakeEngine:
     def replicas(self, name: str | None = None) -> tuple[Replica, ...]:
         return tuple(found for key, found in sorted(self._replicas.items()) if name in (None, key[0]))
 
+    def drain(self, name: str) -> None:
+        self.stop(name)
+
     def stop(self, name: str) -> None:
         for replica in self.replicas(name):
             del self._replicas[name, replica.index]

@@ -150,6 +150,17 @@ class ProcessEngine:
         wanted = [replica for replica in found if name in (None, replica.service)]
         return tuple(sorted(wanted, key=lambda replica: (replica.service, replica.index)))
 
+    def drain(self, name: str) -> None:
+        """Tell all replicas to end (SIGTERM, SIGKILL after 15 s) and return: they answer what they have, and are
+        no replicas any more. Those that ended since an earlier drain are cleared away. Idempotent."""
+        with self._lock(f"service-{name}"):
+            self.supervisor.dismiss(*(_replica_name(name, replica.index) for replica in self.replicas(name)))
+        for info in self.supervisor.infos().values():
+            if info.ended and (service := _service_of(info.name)):
+                with self._lock(f"service-{service}"):
+                    if info.name not in self.supervisor.kept():
+                        self.supervisor.remove(info.name)
+
     def stop(self, name: str) -> None:
         """End all replicas at once (SIGTERM, SIGKILL after 15 s) and remove the service. Idempotent."""
         with self._lock(f"service-{name}"):

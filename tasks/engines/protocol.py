@@ -89,5 +89,8 @@ class ServiceEngine(Protocol):
     def replicas(self, name: str | None = None) -> tuple[Replica, ...]:
         """Return the replicas of one service, or of all; an unknown service has none."""
 
+    def drain(self, name: str) -> None:
+        """Tell a service's replicas to end and return at once: they answer what they have. Idempotent."""
+
     def stop(self, name: str) -> None:
         """Drain (SIGTERM, then a bounded wait) and remove a service. Idempotent."""

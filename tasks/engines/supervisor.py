@@ -108,14 +108,18 @@ class Supervisor:
             self._put(program)
             return True
 
-    def remove(self, *names: str) -> None:
-        """End programs with all their children (together, so the waits don't add up) and forget them."""
+    def dismiss(self, *names: str) -> None:
+        """Tell programs to end, and don't wait for it; ``add`` or ``remove`` of the same name does."""
         for name in names:
             with self._lock(name):
                 # First of all, so that a restarted supervisor does not bring it back.
                 self._ini(name).unlink(missing_ok=True)
         for name in names:
             self._ask_to_stop(self.info(name))
+
+    def remove(self, *names: str) -> None:
+        """End programs with all their children (together, so the waits don't add up) and forget them."""
+        self.dismiss(*names)
         for name in names:
             with self._lock(name):
                 self._take_away(name)

@@ -10,9 +10,10 @@ from typing import Any
 from tasks.spec.errors import BadRequest, TryAgain
 
 # MLflow's own defaults wait for minutes when the server is down; a task retries with back-off instead.
+PATIENT_SECONDS = 30
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PATIENT_SECONDS),
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -22,9 +23,14 @@ ENVIRONMENT = {
 MISSING = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
 
-def connect(uri: str) -> Any:
-    """Return an MLflow client for the tracking and registry server at ``uri``."""
+def connect(uri: str, seconds: int = PATIENT_SECONDS) -> Any:
+    """Return an MLflow client for the tracking and registry server at ``uri``.
+
+    Every request of this process may take ``seconds``; an impatient process does not repeat them either.
+    """
     os.environ.update(ENVIRONMENT | {"NO_PROXY": no_proxy()})
+    if seconds < PATIENT_SECONDS:
+        os.environ.update(MLFLOW_HTTP_REQUEST_TIMEOUT=str(seconds), MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
     from mlflow.tracking import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tasks.release.ledger import LeaseHeld
-from tasks.release.model import Backend, Intent, Lineage, Route, Version, champion_of, service_name
+from tasks.release.model import Backend, Intent, Lineage, Route, Version, aliases_of, champion_of, service_name
 from tasks.release.switch import Parts, finish, mirror, undo
 from tasks.spec.errors import DrydockError, TryAgain
 from tasks.spec.value import Value
@@ -38,10 +38,22 @@ def run(
     stop: threading.Event,
     interval_seconds: float = INTERVAL_SECONDS,
 ) -> None:
-    """Reconcile once an interval until ``stop`` is set. A dependency that is down is reported once."""
+    """Reconcile once an interval until ``stop`` is set. A dependency that is down is reported once.
+
+    The aliases have a thread of their own: a registry that hangs keeps no traffic waiting.
+    """
+    aliases = threading.Thread(
+        target=_repeat, args=(lambda: mirror_once(parts, home), home, stop, interval_seconds), daemon=True
+    )
+    aliases.start()
+    _repeat(lambda: settle_once(parts, home, ready), home, stop, interval_seconds)
+    aliases.join(interval_seconds)
+
+
+def _repeat(work: Callable[[], Report], home: Path, stop: threading.Event, interval_seconds: float) -> None:
     reported: set[str] = set()
     while not stop.is_set():
-        errors = set(_round(parts, home, ready))
+        errors = set(_errors_of(work))
         for message in sorted(errors - reported):
             record_event(home, "failure", f"reconciler: {message}")
         # What went away may come back, and is news then.
@@ -57,14 +69,30 @@ def reconcile_once(parts: Parts, home: Path, ready: Ready) -> Report:
     Raises:
         TryAgain, IntegrityLost: the ledger can't be read.
     """
-    done: list[str] = []
-    errors: list[str] = []
+    settled, mirrored = settle_once(parts, home, ready), mirror_once(parts, home)
+    return Report(done=settled.done + mirrored.done, errors=settled.errors + mirrored.errors)
+
+
+def settle_once(parts: Parts, home: Path, ready: Ready) -> Report:
+    """Settle open intents without an actor, then put routes back that are not as the ledger says."""
     served = {*parts.ledger.workloads(), *parts.gateway.current().routes}
     waiting = {intent.workload for intent in parts.ledger.open_intents()}
     # Open intents first: half-done traffic does not wait for checks.
-    for workload in (*sorted(waiting), *sorted(served - waiting)):
+    workloads = (*sorted(waiting), *sorted(served - waiting))
+    return _each(workloads, lambda workload: _settle_workload(parts, home, ready, workload))
+
+
+def mirror_once(parts: Parts, home: Path) -> Report:
+    """Put aliases back that are not as the ledger says."""
+    return _each(parts.ledger.workloads(), lambda workload: _put_back_aliases(parts, home, workload))
+
+
+def _each(workloads: Sequence[str], work: Callable[[str], list[str]]) -> Report:
+    done: list[str] = []
+    errors: list[str] = []
+    for workload in workloads:
         try:
-            done += _reconcile_workload(parts, home, ready, workload)
+            done += work(workload)
         except LeaseHeld:
             continue
         except DrydockError as error:
@@ -72,22 +100,20 @@ def reconcile_once(parts: Parts, home: Path, ready: Ready) -> Report:
     return Report(done=tuple(done), errors=tuple(errors))
 
 
-def _round(parts: Parts, home: Path, ready: Ready) -> tuple[str, ...]:
+def _errors_of(work: Callable[[], Report]) -> tuple[str, ...]:
     try:
-        return reconcile_once(parts, home, ready).errors
+        return work().errors
     except (DrydockError, OSError) as error:
         return (str(error),)
 
 
-def _reconcile_workload(parts: Parts, home: Path, ready: Ready, workload: str) -> list[str]:
+def _settle_workload(parts: Parts, home: Path, ready: Ready, workload: str) -> list[str]:
     with parts.ledger.lease(workload, wait_seconds=0):
         if intent := parts.ledger.open_intent_of(workload):
             return [_settle(parts, home, ready, intent)]
-        line = parts.ledger.lineage(workload)
-        # The route first: what serves matters more than what the registry shows. A rollout owns its route.
-        rolling = parts.rollouts.active(workload)
-        done = [] if rolling else _put_back_route(parts, home, ready, workload, line)
-        return done + _put_back_aliases(parts, home, workload, line)
+        if parts.rollouts.active(workload):
+            return []  # the route is the rollout's
+        return _put_back_route(parts, home, ready, workload, parts.ledger.lineage(workload))
 
 
 def _settle(parts: Parts, home: Path, ready: Ready, intent: Intent) -> str:
@@ -137,8 +163,15 @@ def _same(found: Route | None, service: str, endpoints: tuple[str, ...]) -> bool
     return found.backends[0].service == service and set(found.backends[0].endpoints) == set(endpoints)
 
 
-def _put_back_aliases(parts: Parts, home: Path, workload: str, line: Lineage) -> list[str]:
-    moved = mirror(parts.aliases, workload, line)
+def _put_back_aliases(parts: Parts, home: Path, workload: str) -> list[str]:
+    """Look without the lease, which a rollback must not have to wait for; act with it."""
+    wanted, found = aliases_of(parts.ledger.lineage(workload)), parts.aliases.get(workload)
+    if all(found.get(alias) == version for alias, version in wanted.items()):
+        return []
+    with parts.ledger.lease(workload, wait_seconds=0):
+        if parts.ledger.open_intent_of(workload):
+            return []
+        moved = mirror(parts.aliases, workload, parts.ledger.lineage(workload))
     return [
         _tell(home, "alias", f"{workload}: alias {alias} was at {found or 'none'}, is back as in the ledger")
         for alias, found in moved.items()

@@ -12,14 +12,14 @@ from functools import partial
 from typing import Any
 
 from tasks.serve import protocol
-from tasks.serve.batch import Batcher, Outcome
+from tasks.serve.batch import Batcher, Outcome, Prediction
 from tasks.serve.cache import Cache
 from tasks.serve.message import JSON, Limits, Request
 from tasks.serve.metrics import CONTENT_TYPE, Metrics
 from tasks.serve.passport import Ulids, passport
 from tasks.serve.predictions import PredictionLog
 from tasks.serve.protocol import Answer, InferRequest
-from tasks.spec.errors import BadRequest, DrydockError, TryAgain
+from tasks.spec.errors import BadRequest, DrydockError
 
 CLIENT_GONE = 499  # nobody reads this code but the metrics
 BINARY = b"application/octet-stream"
@@ -43,12 +43,17 @@ class App:
     ) -> None:
         self.draining = False
         self.metrics = metrics
-        self._batcher, self._version, self._limits, self._log, self._cache = batcher, version, limits, log, cache
+        self._batcher, self._version, self._log, self._cache = batcher, version, log, cache
         package = batcher.package
         self._digest, self._signature = package.digest_sha256, package.signature
-        self._feature, self._name = package.signature.feature, package.signature.workload
+        self._name = package.signature.workload
         self._new_ulid = Ulids()
-        self._fields = b"x-drydock-version: %b\r\nx-drydock-passport: " % version.encode()
+        self._read = protocol.Reader(package.signature.feature, limits.max_batch_rows)
+        self._classes = package.signature.classes
+        self._fields = b"x-drydock-version: %b\r\nx-drydock-passport: %b" % (
+            version.encode(),
+            passport(self._digest, "").encode(),
+        )
         self._routes = self._make_routes()
         batcher.on_batch = metrics.batch_rows.observe
 
@@ -70,20 +75,18 @@ class App:
 
     def handle(self, request: Request) -> None:
         """Answer an inference request now, or let the batch do it."""
+        if self._batcher.full:
+            return self._infer_fails(request, 503, self._full(), RETRY)
         try:
-            ask = protocol.read_infer(
-                request.body, _json_bytes(request.headers), self._feature, self._limits.max_batch_rows
-            )
+            ask = self._read(request.body, _json_bytes(request.headers))
             key = self._cache.key(ask.rows) if self._cache else b""
             job = Inference(self, request, ask, key)
             if key and (found := self._cache.get(key)) is not None:
                 self.metrics.cache_hits += 1
-                return job.deliver(found)
+                return job.deliver(Prediction(found.argmax(axis=1).tolist(), found))
             self._batcher.submit(job)
         except BadRequest as error:
             self._infer_fails(request, 400, str(error))
-        except TryAgain as error:
-            self._infer_fails(request, 503, str(error), RETRY)
 
     def refuse(self, request: Request, status: int, message: str) -> None:
         self.metrics.codes[status] += 1
@@ -96,19 +99,18 @@ class App:
         if isinstance(outcome, DrydockError):
             return self._infer_fails(request, 500, str(outcome))
         if key:
-            self._cache.put(key, outcome)
-        classes = self._signature.classes
-        best = outcome.argmax(axis=1).tolist() if len(outcome) > 1 else (outcome.argmax(),)
-        answer = Answer([classes[k] for k in best], outcome)
+            self._cache.put(key, outcome.probabilities)
+        classes = self._classes
+        answer = Answer([classes[k] for k in outcome.best], outcome.probabilities)
         content, json_bytes = protocol.write_infer(ask, answer, self._name, self._version)
-        mark = passport(self._digest, self._new_ulid())
-        fields = b"%b%b\r\n" % (self._fields, mark.encode())
+        ulid = self._new_ulid()
+        fields = b"%b%b\r\n" % (self._fields, ulid.encode())
         if json_bytes is not None:
             fields += b"inference-header-content-length: %d\r\n" % json_bytes
-        self._count(request, mark, answer)
+        self._count(request, ulid, answer)
         request.send(200, content, JSON if json_bytes is None else BINARY, fields)
 
-    def _count(self, request: Request, mark: str, answer: Answer) -> None:
+    def _count(self, request: Request, ulid: str, answer: Answer) -> None:
         metrics = self.metrics
         metrics.codes[200] += 1
         metrics.rows += len(answer.labels)
@@ -116,12 +118,12 @@ class App:
             metrics.labels[label] += 1
         metrics.seconds.observe(time.perf_counter() - request.started)
         if self._log:
-            self._log.record(mark, answer, REPLAYED in request.headers)
+            self._log.record(passport(self._digest, ulid), answer, REPLAYED in request.headers)
 
     def _infer_fails(self, request: Request, status: int, message: str, fields: bytes = b"") -> None:
         self.metrics.codes[status] += 1
-        mark = passport(self._digest, self._new_ulid()).encode()
-        self._fail(request, status, message, b"%b%b\r\n%b" % (self._fields, mark, fields))
+        ulid = self._new_ulid().encode()
+        self._fail(request, status, message, b"%b%b\r\n%b" % (self._fields, ulid, fields))
 
     def _fail(self, request: Request, status: int, message: str, fields: bytes = b"") -> None:
         request.send(status, protocol.write_json({"error": message}), fields=fields)

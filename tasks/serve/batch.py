@@ -13,12 +13,12 @@ import asyncio
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from tasks.serve.package import Package
-from tasks.spec.errors import BadRequest, DrydockError, TryAgain
+from tasks.spec.errors import BadRequest, DrydockError
 
 WARM_UP_CALLS = 3
 CHEAP_SECONDS = 1e-3  # for one row; a thread's hand-over costs a tenth of it
@@ -27,7 +27,15 @@ INLINE_SECONDS = 5e-3
 # How much the newest batch says about what a row costs.
 NEWEST_SHARE = 0.2
 
-Outcome = np.ndarray | DrydockError
+
+class Prediction(NamedTuple):
+    """``best``: of each of B rows the place of its class; ``probabilities``: float32 [B, K]."""
+
+    best: list[int]
+    probabilities: np.ndarray
+
+
+Outcome = Prediction | DrydockError
 
 
 class Job(Protocol):
@@ -47,7 +55,7 @@ class Batcher:
         self._running = 0
         self._flush_asked = False
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._seconds_per_unit, self.cheap = 0.0, False
+        self._seconds_per_unit, self.cheap = 1e-9, False  # until it is measured
         self.on_batch: Any = lambda num_rows: None
 
     @property
@@ -77,15 +85,13 @@ class Batcher:
         self._seconds_per_unit = min(times) / self.package.width(row)
 
     def submit(self, job: Job) -> None:
-        """Queue a job; its ``deliver`` is called on the event loop.
-
-        Raises:
-            TryAgain: the queue is full.
-        """
-        if self.full:
-            raise TryAgain(f"the queue is full: {self.max_queue} requests wait")
+        """Queue a job; its ``deliver`` is called on the event loop. The caller asks ``full`` first."""
         self._queue.append((job, len(job.rows), self.package.width(job.rows)))
-        if not self._flush_asked and not self._running:
+        if not self._flush_asked:
+            self._ask_flush()
+
+    def _ask_flush(self) -> None:
+        if self._queue and not self._flush_asked and not self._running:
             self._flush_asked = True
             asyncio.get_running_loop().call_soon(self._flush)
 
@@ -114,38 +120,35 @@ class Batcher:
 
     def _take(self) -> tuple[list[Job], int, int]:
         """Take the oldest request, and of those behind it what pads to a similar width, up to the bounds."""
-        job, num_rows, width = self._queue.popleft()
-        jobs, widest, left = [job], width, []
-        max_units = self._max_seconds / self._seconds_per_unit if self._seconds_per_unit else float("inf")
-        for entry in self._queue:
+        queue, self._queue = self._queue, deque()
+        job, num_rows, width = queue.popleft()
+        jobs, widest, max_rows = [job], width, self._max_rows
+        max_units = self._max_seconds / self._seconds_per_unit
+        for entry in queue:
             job, rows, wide = entry
-            similar = wide <= 2 * width and width <= 2 * wide
-            if similar and num_rows + rows <= self._max_rows and (num_rows + rows) * max(widest, wide) <= max_units:
+            total, most = num_rows + rows, wide if wide > widest else widest
+            if total <= max_rows and total * most <= max_units and wide <= 2 * width and width <= 2 * wide:
                 jobs.append(job)
-                num_rows, widest = num_rows + rows, max(widest, wide)
+                num_rows, widest = total, most
             else:
-                left.append(entry)
-        self._queue = deque(left)
+                self._queue.append(entry)
         return jobs, num_rows, num_rows * widest
 
     def _answer(self, jobs: list[Job]) -> list[Outcome]:
         """Return each job's own outcome; where the graph fails each is asked alone, so only the culprit fails."""
-        alive = [job for job in jobs if not job.gone]
-        if len(alive) == 1:
-            only = self._alone(alive[0])
-            return [only] * len(jobs)
-        if not alive:
-            return [DrydockError("nobody waits")] * len(jobs)
+        if len(jobs) == 1:
+            return [self._alone(jobs[0])]
         try:
             answers = self.package.predict(_join([job.rows for job in jobs]))
         except BadRequest:
             return self._answer_valid(jobs)
         except DrydockError:
             return [self._alone(job) for job in jobs]
-        outcomes, start = [], 0
+        best, outcomes, start = answers.argmax(axis=1).tolist(), [], 0
         for job in jobs:
-            outcomes.append(answers[start : start + len(job.rows)])
-            start += len(job.rows)
+            end = start + len(job.rows)
+            outcomes.append(Prediction(best[start:end], answers[start:end]))
+            start = end
         return outcomes
 
     def _answer_valid(self, jobs: list[Job]) -> list[Outcome]:
@@ -163,10 +166,13 @@ class Batcher:
         return None
 
     def _alone(self, job: Job) -> Outcome:
+        if job.gone:
+            return DrydockError("nobody waits for this answer")
         try:
-            return self.package.predict(job.rows)
+            answer = self.package.predict(job.rows)
         except DrydockError as error:
             return error
+        return Prediction(answer.argmax(axis=1).tolist(), answer)
 
     def _finish_thread(
         self, jobs: list[Job], num_rows: int, units: int, started: float, done: Future[list[Outcome]]
@@ -183,9 +189,7 @@ class Batcher:
         took = (time.perf_counter() - started) / units
         self._seconds_per_unit += NEWEST_SHARE * (took - self._seconds_per_unit)
         self.on_batch(num_rows)
-        if self._queue and not self._flush_asked:
-            self._flush_asked = True
-            asyncio.get_running_loop().call_soon(self._flush)
+        self._ask_flush()
         outcomes = outcomes or [DrydockError("the model failed; see the server's log")] * len(jobs)
         for job, outcome in zip(jobs, outcomes, strict=True):
             job.deliver(outcome)

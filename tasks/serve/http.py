@@ -73,6 +73,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes, self._in_head, self._spoke = 0, False, False
         self._unfed, self._advancing, self._paused, self._unread_at = b"", False, False, None
         self._refusal: Refusal | None = None
+        self._usual, self._usual_head, self._usual_bytes = Request(self), b"", -1
         self._ended = False  # nothing more is read
         self.gone = False
         self._since = time.perf_counter()
@@ -98,7 +99,7 @@ class Connection(asyncio.Protocol):
         self.gone = self._ended = True
         self.connections.open.discard(self)
         self._waiting.clear()
-        self._unfed, self._parser = b"", None  # the parser holds us: a cycle
+        self._unfed, self._parser, self._usual = b"", None, None  # these hold us: a cycle
 
     def data_received(self, data: bytes) -> None:
         if not self._ended:
@@ -148,17 +149,22 @@ class Connection(asyncio.Protocol):
 
     def _feed(self, data: bytes) -> None:
         """Parse one slice, then handle the requests that it completed: the parser hides what its callbacks raise."""
+        between = self._request is None
+        if between and len(data) == self._usual_bytes and data.startswith(self._usual_head):
+            return self._repeat(data)
         refusal, self._refusal, self._spoke = None, None, True
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            refusal = Refusal(400, "no upgrade of the protocol is offered, must be HTTP/1.1")
+        except httptools.HttpParserUpgrade:  # is not offered: what follows is not for us
+            self._complete[-1].close = True
         except httptools.HttpParserError as error:
             if self._refusal is None and isinstance(error, httptools.HttpParserCallbackError):
                 self._transport.abort()
                 raise
             refusal = self._refusal or Refusal(400, f"no HTTP/1.1 request: {str(error)[:80]}")
         complete, self._complete = self._complete, []
+        if between and len(complete) == 1:
+            self._learn(complete[0], data)
         for request in complete:
             self._handle(request)
         if not refusal and self._in_head:
@@ -167,6 +173,26 @@ class Connection(asyncio.Protocol):
             self._refuse(refusal)
         elif self._request is None:
             self._since = time.perf_counter()
+
+    def _learn(self, request: Request, data: bytes) -> None:
+        """Remember a request's head where it and its body are all of a slice: clients send the same one again."""
+        length = int(request.headers.get(b"content-length", b"0"))
+        head_bytes = data.find(b"\r\n\r\n") + 4
+        plain = b"transfer-encoding" not in request.headers and b"expect" not in request.headers
+        if plain and not request.close and length == request.size == len(data) - head_bytes:
+            self._usual, self._usual_head, self._usual_bytes = request, data[:head_bytes], len(data)
+
+    def _repeat(self, data: bytes) -> None:
+        """Take a request whose head is the one before to the byte, and its body as long: the parser, which is
+        between two messages, would find the same."""
+        request, usual = Request(self), self._usual
+        request.method, request.target, request.headers = usual.method, usual.target, usual.headers
+        request.parts.append(data[len(self._usual_head) :])
+        if usual.early:
+            request.early = self._app.early(request)
+        self._waiting.append(request)
+        self._handle(request)
+        self._since = request.started
 
     def _handle(self, request: Request) -> None:
         if request.close:

@@ -21,7 +21,8 @@ from tasks.serve.http import Connections
 from tasks.serve.message import Limits
 from tasks.spec.errors import TryAgain
 
-GRACE_SECONDS = 7.0
+# Longer than a slow body may take (message.Limits.body_seconds): what was let in is answered.
+GRACE_SECONDS = 12.0
 BACKLOG = 2048
 GARBAGE_OBJECTS = 50_000  # cycles are rare here: connections that ended
 TICK_SECONDS = 1.0

@@ -38,7 +38,7 @@ def read_rows(feature: Feature, datatype: Any, shape: Any, data: Any, max_rows: 
     allowed = ("BYTES",) if feature.kind == "text" else tuple(NUMBERS)
     if datatype not in allowed:
         raise BadRequest(f"{name}.datatype = {show(datatype)}, must be {' or '.join(allowed)}")
-    num_rows = _num_rows(feature, name, shape, max_rows)
+    num_rows = num_rows_of(feature, shape, max_rows)
     if feature.kind == "text":
         return _texts(name, data, num_rows)
     if isinstance(data, simdjson.Array):
@@ -62,8 +62,13 @@ def show(found: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _num_rows(feature: Feature, name: str, shape: Any, max_rows: int) -> int:
-    """Return B of a shape that fits the feature: [B] of texts, [B, N], or [B, H, W] of an image."""
+def num_rows_of(feature: Feature, shape: Any, max_rows: int) -> int:
+    """Return B of a shape that fits the feature: [B] of texts, [B, N], or [B, H, W] of an image.
+
+    Raises:
+        BadRequest: another shape, or B beyond ``max_rows``.
+    """
+    name = input_name(feature)
     if not (isinstance(shape, list) and shape and {*map(type, shape)} == {int}):
         raise BadRequest(f"{name}.shape must be a list of whole numbers")
     fitting = [[]] if feature.kind == "text" else [list(feature.shape)]

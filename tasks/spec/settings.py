@@ -34,6 +34,7 @@ class Settings(Value):
     tls_certificate: str = Field(default="", description="the gateway's certificate chain in PEM; none: plain HTTP")
     tls_key: str = Field(default="", description="its private key in PEM")
     tls_ca: str = Field(default="", description="what our own clients trust at the gateway; none: the certificate")
+    mlflow_seconds: int = Field(default=30, ge=1, description="how long MLflow may take to answer a request")
     cores: int = Field(default=2, ge=1, description="device slots of this machine; sizes the pools")
     training_slots: int = Field(default=2, ge=1, description="ranks that may train at once: the training pool")
 

@@ -200,6 +200,14 @@ def test_stop_removes_a_service_and_may_be_repeated(subject, service):
         assert subject.replicas(service().name) == ()
 
 
+def test_drained_replicas_are_none_at_once_and_can_be_started_again(subject, service):
+    subject.start(service(2))
+    for _ in range(2):
+        subject.drain(service().name)
+        assert subject.replicas(service().name) == ()
+    assert [replica.running for replica in subject.start(service(2))] == [True, True]
+
+
 def test_an_unknown_service_has_no_replicas(subject):
     assert subject.replicas("nobody") == ()
     subject.stop("nobody")
@@ -223,5 +231,5 @@ def test_an_unknown_engine_is_refused_with_the_known_ones():
 @pytest.mark.parametrize("name", sorted(ENGINES))
 def test_every_engine_has_both_protocols(name, tmp_path):
     built = engine(name, tmp_path)
-    for method in ("render", "submit", "poll", "logs", "cancel", "start", "replicas", "stop", "forget"):
+    for method in ("render", "submit", "poll", "logs", "cancel", "start", "replicas", "drain", "stop", "forget"):
         assert callable(getattr(built, method))

@@ -42,7 +42,7 @@ def test_deploying_and_rolling_back_warm_and_cold_loses_no_request(platform, cha
     from delivery.cycles import run_cycles
 
     versions = [platform.register("good", seed) for seed in (1, 2)]
-    load = {"rate": 400.0, "long": 4, "long_seconds": 3, "at_least": 3000}
+    load = {"rate": 400.0, "long": 4, "long_seconds": 2, "at_least": 3000}
     done = run_cycles(platform, champion, versions, 2, lambda line: None, **load)
     assert done.failed == []
     assert {answer.kind for answer in done.answers} == {"kept", "new", "long"}

@@ -85,6 +85,7 @@ class FileAliases:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.down = False
+        self.hangs_seconds = 0.0
 
     def get(self, workload: str) -> dict[str, str]:
         self._check()
@@ -103,6 +104,7 @@ class FileAliases:
         return json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def _check(self) -> None:
+        time.sleep(self.hangs_seconds)
         if self.down:
             raise TryAgain("registry: is down")
 
@@ -469,6 +471,28 @@ def see_one_failure_then_a_settled_intent(stack: Stack) -> None:
         assert time.monotonic() - began < 5
         time.sleep(0.02)
     print(f"\nsettled {time.monotonic() - began:.2f} s after its actor's death")
+
+
+def test_a_registry_that_hangs_keeps_no_rollback_waiting(stack):
+    prepared(stack, "hung")
+    stack.parts.aliases.hangs_seconds = 2.0
+    stop = threading.Event()
+    reconciler = threading.Thread(target=run, args=(stack.parts, stack.home, stack.ready, stop, 0.05))
+    asker = threading.Thread(target=stack.roll_back, args=("hung",))
+    try:
+        reconciler.start()
+        time.sleep(0.3)
+        started = time.monotonic()
+        asker.start()
+        while stack.ask("hung") != "1":
+            assert time.monotonic() - started < 1.5
+            time.sleep(0.02)
+        asker.join(20)
+        assert stack.parts.ledger.champion("hung") == version(1)
+    finally:
+        stop.set()
+        stack.parts.aliases.hangs_seconds = 0.0
+        reconciler.join(10)
 
 
 def test_promote_and_rollback_raced(stack):
