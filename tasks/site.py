@@ -67,5 +67,12 @@ class Site:
 
         return engine("process", self.home)
 
+    @cached_property
+    def training_engine(self) -> Any:
+        """The engine that gangs run on; on the process engine they are children of the step that trains."""
+        from tasks.engines import engine
+
+        return engine(self.settings.training_engine, self.home)
+
     def workload_folder(self, name: str) -> Path:
         return self.workloads / name

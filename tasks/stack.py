@@ -83,6 +83,8 @@ def up(site: Site, say: Say) -> None:
 def down(site: Site, purge: bool) -> None:
     """Stop everything that ``up`` started; with ``purge`` forget the state too."""
     Supervisor(site.home).stop()
+    if site.settings.training_engine != "process":
+        site.training_engine.remove_all()
     if purge and site.home.is_dir():
         if not (site.home / "state.json").is_file():
             raise BadRequest(f"{site.home}: holds no state.json, so it is no state of ours; remove it by hand")

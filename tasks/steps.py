@@ -67,7 +67,7 @@ def train(request: r.TrainRequest, room: Path, site: Site) -> r.TrainResult:
     curves = runs.Curves(site.mlflow, run_id)
     model_py = site.workload_folder(request.workload) / "model.py" if request.model_py_sha256 else None
     try:
-        done = fit(request, room, model_py, curves.log_epoch)
+        done = fit(request, room, model_py, curves.log_epoch, _gang(request, site))
     except TryAgain:
         raise
     except DrydockError as error:
@@ -77,6 +77,17 @@ def train(request: r.TrainRequest, room: Path, site: Site) -> r.TrainResult:
     curves.flush()
     runs.log_metrics(site.mlflow, run_id, {"train_seconds": done["train_seconds"], "parameters": done["parameters"]})
     return r.TrainResult(run_id=run_id, **done)
+
+
+def _gang(request: r.TrainRequest, site: Site) -> Any:
+    """Where the ranks run; None: as children of this process."""
+    if site.settings.training_engine == "process":
+        return None
+    from tasks.train.containers import Containers
+
+    key = job_key("train", request)
+    labels = {"workload": request.workload, "step": "train", "key": key}
+    return Containers(site.training_engine, key, labels, lambda line: record_event(site.home, "failure", line))
 
 
 def _run_papers(request: r.TrainRequest) -> tuple[dict[str, Any], dict[str, str]]:
@@ -214,6 +225,11 @@ def key_of(name: str, request: Value) -> str:
     """Return the step's key: a digest of its name, its request and its code. Where things lie is no part of it."""
     asked = _without_places(request.model_dump(mode="json"))
     return sha256_of({"step": name, "request": asked, "code": code_sha256(_step(name).code)})[:KEY_DIGITS]
+
+
+def job_key(step: str, request: Value) -> str:
+    """Return the key of a step's job, and of the gang that it starts: short enough for a container's name."""
+    return f"{step.replace('_', '-')}-{key_of(step, request)[:16]}"
 
 
 def _without_places(data: Any) -> Any:

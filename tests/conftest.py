@@ -355,3 +355,94 @@ def digits_run(make_site: Any) -> Run:
     site, said = make_site(), []
     workload = changed(load_workload(site.workloads, "digits"), {"max_epochs": 12})
     return Run(site, workload, run_local(workload, site, said.append), said)
+
+
+# --- containers: a real Docker daemon, and images that are built on it --------------------------------------
+
+
+@pytest.fixture(scope="session")
+def docker_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Docker daemon: the one that answers, else one that is started for these tests."""
+    import os
+    import shutil
+    import subprocess
+
+    if _docker_answers():
+        yield os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+        return
+    if shutil.which("dockerd") is None or os.geteuid() != 0:
+        pytest.skip("no Docker daemon answers, and none can be started: docker.io is not installed, or not as root")
+    base = tmp_path_factory.mktemp("dockerd")
+    with (base / "log").open("wb") as log:
+        daemon = subprocess.Popen(["dockerd"], stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_until(_docker_answers, 60, lambda: (base / "log").read_text()[-2000:])
+        yield "unix:///var/run/docker.sock"
+    finally:
+        daemon.terminate()
+        daemon.wait(60)
+
+
+def _docker_answers() -> bool:
+    import subprocess
+
+    try:
+        return subprocess.run(["docker", "info"], capture_output=True, timeout=20, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _wait_until(true: Callable[[], bool], seconds: float, why: Callable[[], str]) -> None:
+    import time
+
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, why()
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="session")
+def allow_images(docker_daemon: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """``allow_images(home, "drydock/base")``: let a state folder run these images, built here where they are not
+    there yet; a test whose image can't be had is skipped with the reason."""
+    import json
+
+    ids: dict[str, str] = {}
+    built = tmp_path_factory.mktemp("images")
+
+    def allow(home: Path, *names: str) -> None:
+        for name in names:
+            if name not in ids:
+                ids[name] = _image_id(name) or _build_image(name, built)
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "images.json").write_text(json.dumps({name: ids[name] for name in names}))
+
+    return allow
+
+
+def _image_id(name: str) -> str | None:
+    import subprocess
+    import tomllib
+
+    version = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
+    command = ["docker", "image", "inspect", "--format", "{{.Id}}", f"{name}:{version}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _build_image(name: str, home: Path) -> str:
+    """Build an image as the README says, from a base that debootstrap makes where no registry answers."""
+    import os
+    import subprocess
+
+    images = Path(__file__).parents[1] / "images"
+    needs = [] if name == "drydock/base" or _image_id("drydock/base") else ["base"]
+    commands = [[str(images / "build"), *needs, name.removeprefix("drydock/")]]
+    if name == "drydock/base" or needs:
+        commands.insert(0, [str(images / "base" / "bootstrap")])
+    for command in commands:
+        environment = os.environ | {"DRYDOCK_HOME": str(home)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
+        if done.returncode:
+            pytest.skip(f"{name}: {command[0]}: {done.stderr.strip().splitlines()[-1]}")
+    return _image_id(name) or pytest.fail(f"{name}: was built, and is not there")

@@ -11,6 +11,7 @@ from tasks.spec.errors import BadRequest
 # Import paths, not classes: a back end's libraries load only where that back end is asked for.
 ENGINES = {
     "process": "tasks.engines.process:ProcessEngine",
+    "docker": "tasks.engines.docker:DockerEngine",
     "fake": "tasks.engines.fake:FakeEngine",
 }
 

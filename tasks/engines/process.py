@@ -13,20 +13,16 @@ import codecs
 import contextlib
 import json
 import os
-import random
 import re
 import secrets
-import socket
 from pathlib import Path
 
+from tasks.engines.ports import HOST, choose_port, is_free
 from tasks.engines.protocol import Job, JobState, JobStatus, Replica, Service
 from tasks.engines.supervisor import Program, ProgramInfo, ProgramState, Supervisor
-from tasks.spec.errors import BadRequest, DrydockError, TryAgain
+from tasks.spec.errors import BadRequest, DrydockError
 from tasks.store.files import exclusive
 
-HOST = "127.0.0.1"
-# Below the range that the kernel uses for outgoing connections: a restarted replica finds its port free.
-PORTS = range(20_000, 32_000)
 LOG_CHUNK_BYTES = 1 << 20
 STOP_SECONDS = 15
 JOB_PRIORITY, REPLICA_PRIORITY = 900, 800
@@ -171,16 +167,9 @@ class ProcessEngine:
     def _start_replica(self, service: Service, index: int, known: Replica | None) -> None:
         # The port is taken once the program is written down, so two starters choose one after the other.
         with self._lock("ports"):
-            port = known.port if known is not None and _is_free(known.port) else self._choose_port()
+            taken = {replica.port for replica in self.replicas()}
+            port = known.port if known is not None and is_free(known.port) else choose_port(taken)
             self.supervisor.add(self.render_replica(service, index, port))
-
-    def _choose_port(self) -> int:
-        taken = {replica.port for replica in self.replicas()}
-        first = random.randrange(len(PORTS))
-        for port in (*PORTS[first:], *PORTS[:first]):
-            if port not in taken and _is_free(port):
-                return port
-        raise TryAgain(f"no free port from {PORTS.start} to {PORTS.stop - 1}; stop a service")
 
     def _lock(self, name: str) -> contextlib.AbstractContextManager[None]:
         return exclusive(self.supervisor.folder / "locks" / name)
@@ -234,14 +223,3 @@ def _replica(program: Program, info: ProgramInfo | None) -> Replica:
 def _labels_text(labels: dict[str, str]) -> str:
     """Labels as JSON, without the apostrophe that supervisord can't carry beside double quotes."""
     return json.dumps(labels, sort_keys=True).replace("'", "\\u0027")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # As servers bind: connections that linger after a restart are no hindrance, a listener is.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-        return True

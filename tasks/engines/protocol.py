@@ -7,21 +7,50 @@ compare the whole request without an engine. A back end's own errors become ours
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.spec.value import Value
 
+# What a container's command may write in a node's room, and where it finds what was staged there.
+ROOM = "/room"
+
+
+class Limits(Value):
+    """What one node of a job may use. A container is held to them; a process of this machine is not."""
+
+    cpus: float = Field(default=1.0, gt=0)
+    memory_bytes: int = Field(default=2 * 2**30, ge=2**26)
+    shm_bytes: int = Field(default=2**28, ge=2**20, description="of the memory; NCCL and data loaders share by it")
+    pids: int = Field(default=512, ge=16)
+    gpus: int = Field(default=0, ge=0)
+
 
 class Job(Value):
-    """One command that ends. Its key names it: the same key twice is the same job."""
+    """One command that ends, on one node or on several that live and die together: a gang.
+
+    Its key names it: the same key twice is the same job. In ``command`` and ``environment`` ``{node}`` stands for
+    the node's number and ``{first}`` for the host name of node 0.
+    """
 
     key: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,79}$")
     command: tuple[str, ...] = Field(min_length=1)
     environment: dict[str, str] = {}
-    folder: str = Field(description="the working folder; the job's log lies in it")
+    folder: str = Field(description="the working folder on this machine; the job's log lies in it")
     labels: dict[str, str] = Field(default={}, description="workload, step, key")
+    nodes: int = Field(default=1, ge=1)
+    attempt: int = Field(default=1, ge=1, description="the fencing token: which start of this key it is")
+    image: str | None = Field(default=None, description="a container's: its name on the list of allowed images")
+    room: str | None = Field(default=None, description="a folder that a container finds as /room, copied by value")
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _gang_needs_containers(self) -> Job:
+        if self.nodes > 1 and self.image is None:
+            raise ValueError(f"nodes = {self.nodes}, must be 1 without an image: one machine is one node")
+        return self
 
 
 class JobState(StrEnum):
@@ -36,6 +65,7 @@ class JobStatus(Value):
 
     state: JobState
     exit_code: int | None = None
+    cause: str = Field(default="", description="what the engine knows of a failure: out of memory, lost")
 
 
 class JobEngine(Protocol):
@@ -55,6 +85,17 @@ class JobEngine(Protocol):
     def cancel(self, handle: str) -> None:
         """End the job and all its children. Idempotent; leaves nothing behind."""
 
+    def forget(self, handle: str) -> None:
+        """Drop an ended job; its log stays. Idempotent."""
+
+
+class RoomEngine(JobEngine, Protocol):
+    """An engine whose nodes have no disk in common with us: rooms go there and come back by value."""
+
+    def fetch(self, handle: str, path: str, target: Path) -> bool:
+        """Copy ``/room/<path>`` of node 0 to ``target`` (a file, or a folder's content); False where it is not
+        there. ``target`` is complete or absent."""
+
 
 class Service(Value):
     """One model package served by replicas that the engine keeps alive."""
@@ -65,6 +106,9 @@ class Service(Value):
     folder: str = Field(description="where the replicas' logs lie")
     replicas: int = Field(default=1, ge=1)
     labels: dict[str, str] = Field(default={}, description="workload, version, digest")
+    image: str | None = Field(default=None, description="a container's: its name on the list of allowed images")
+    mounts: dict[str, str] = Field(default={}, description="a container's: folders it may read, by their path in it")
+    limits: Limits = Limits()
 
 
 class Replica(Value):

@@ -11,13 +11,13 @@ from tasks.engines.protocol import Job, JobState, JobStatus
 from tasks.site import Site
 from tasks.spec.errors import BY_EXIT_CODE, DrydockError, TryAgain
 from tasks.spec.value import Value
-from tasks.steps import finished, key_of
+from tasks.steps import finished, job_key
 from tasks.store.files import write_json
 
 
 def job_for(step: str, request: Value, site: Site) -> Job:
     """Return the job that runs one step as a container would: ``drydock step NAME request.json``."""
-    key = f"{step.replace('_', '-')}-{key_of(step, request)[:16]}"
+    key = job_key(step, request)
     folder = site.home / "jobs" / key
     return Job(
         key=key,
@@ -34,6 +34,13 @@ def submit(step: str, request: Value, site: Site) -> str:
     folder = Path(job.folder)
     write_json(folder / "request.json", request.model_dump(mode="json"))
     return site.engine.submit(job)
+
+
+def cancel(handle: str, site: Site) -> None:
+    """End a step's job, and the gang that it may have started: its own way to do so may be cut off."""
+    site.engine.cancel(handle)
+    if site.settings.training_engine != "process":
+        site.training_engine.cancel(handle)
 
 
 def outcome(step: str, request: Value, status: JobStatus, site: Site) -> Value:

@@ -118,7 +118,7 @@ class StepOperator(BaseOperator):
 
     def on_kill(self) -> None:
         if self._handle is not None:
-            Site().engine.cancel(self._handle)
+            jobs.cancel(self._handle, Site())
 
     @property
     def _name(self) -> str:

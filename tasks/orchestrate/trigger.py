@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from tasks.engines.protocol import JobState
+from tasks.orchestrate.jobs import cancel
 from tasks.site import Site
 from tasks.spec.errors import TryAgain
 
@@ -44,7 +45,7 @@ class JobTrigger(BaseTrigger):
             await asyncio.sleep(self.poll_seconds)
 
     async def on_kill(self) -> None:
-        await asyncio.to_thread(Site().engine.cancel, self.handle)
+        await asyncio.to_thread(cancel, self.handle, Site())
 
 
 class RolloutTrigger(BaseTrigger):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -35,6 +36,7 @@ class Settings(Value):
     tls_key: str = Field(default="", description="its private key in PEM")
     tls_ca: str = Field(default="", description="what our own clients trust at the gateway; none: the certificate")
     mlflow_seconds: int = Field(default=30, ge=1, description="how long MLflow may take to answer a request")
+    training_engine: Literal["process", "docker"] = Field(default="process", description="where ranks run")
     cores: int = Field(default=2, ge=1, description="device slots of this machine; sizes the pools")
     training_slots: int = Field(default=2, ge=1, description="ranks that may train at once: the training pool")
 

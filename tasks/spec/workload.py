@@ -173,6 +173,9 @@ class Train(Value):
     optimiser: Optimiser = Optimiser()
     stopping: Stopping = Stopping()
     checkpoint_every_epochs: int = Field(default=1, ge=1)
+    hang_seconds: int = Field(
+        default=10, ge=1, description="a rank is killed that makes no step for so long, and for ten of its longest"
+    )
     seed: int = 0
     resources: Resources = Resources()
 

@@ -1,7 +1,8 @@
 """Fit one model: prepare the arrays, run the gang of ranks, follow its history.
 
-The gang lives and dies together. ``torchrun`` restarts it from the last whole checkpoint when a rank dies;
-when this process dies, the ranks die with it, and the next attempt resumes in the same folder.
+The gang lives and dies together: when a rank dies, all go on from the last whole checkpoint. Where it runs is the
+``gang``'s affair: children of this process (here; they die with it, and the next attempt goes on in the same folder),
+or containers (``tasks.train.containers``).
 """
 
 from __future__ import annotations
@@ -14,22 +15,35 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from tasks.spec.errors import BY_EXIT_CODE, BadRequest, DrydockError
 from tasks.spec.requests import TrainRequest
 from tasks.store.files import sha256_file, write_json
 from tasks.store.room import open_room
+from tasks.train.fence import VARIABLE, newest_attempt
+from tasks.train.history import History
+from tasks.train.inputs import list_inputs
 from tasks.train.parent import parent_of_others
 from tasks.train.prepare import prepare
 
-MAX_RESTARTS = 3
 POLL_SECONDS = 0.2
+LEFT = ("rendezvous", "attempt", "inputs.json", ".fence", ".reserve")
+RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONSAFEPATH": "1"}
+
+
+OnEpoch = Callable[[dict[str, float]], None]
+
+
+class Gang(Protocol):
+    def run(self, request: TrainRequest, folder: Path, on_epoch: OnEpoch) -> None:
+        """Train in ``folder`` until it holds done.json and weights.safetensors, or error.json."""
 
 
 def fit(
-    request: TrainRequest, folder: Path, model_py: Path | None, on_epoch: Callable[[dict[str, float]], None]
+    request: TrainRequest, folder: Path, model_py: Path | None, on_epoch: OnEpoch, gang: Gang | None = None
 ) -> dict[str, float]:
-    """Train into ``folder`` and return epochs, best_epoch, validation_loss, parameters, restarts, train_seconds.
+    """Train into ``folder`` and return epochs, best_epoch, validation_loss, parameters, train_seconds.
 
     Raises:
         BadRequest: an empty split, or a model.py that can't be used.
@@ -37,17 +51,21 @@ def fit(
     """
     started = time.monotonic()
     (folder / "error.json").unlink(missing_ok=True)
-    if not (folder / "train.json").exists():
+    if not (folder / "inputs.json").exists():
         prepare(open_room(request.dataset) / "data.parquet", request.feature, request.label, folder)
         if model_py is not None:
             _copy_model_py(model_py, folder / "model.py", request.model_py_sha256)
         write_json(folder / "train.json", _job(request))
+        list_inputs(folder)
     if not (folder / "done.json").exists():
-        _run_gang(request, folder, on_epoch)
+        (gang or Children()).run(request, folder, on_epoch)
     else:
         # Trained before, and then something else failed: its curves may not have arrived.
         History(folder / "history.jsonl", on_epoch).follow()
+    if not (folder / "done.json").exists():
+        raise _failure(folder, 0)
     done = json.loads((folder / "done.json").read_text())
+    del done["weights_sha256"]
     _tidy(folder)
     return done | {"train_seconds": time.monotonic() - started}
 
@@ -69,44 +87,37 @@ def _job(request: TrainRequest) -> dict[str, object]:
 
 def command(request: TrainRequest, folder: Path) -> list[str]:
     """Return the gang's command line. Pure."""
-    rank = ["-m", "tasks.train.rank", str(folder)]
-    if request.train.world_size == 1:
-        return [sys.executable, *rank]
     # A rendezvous by file: torch's TCP store would listen on every address of the machine.
-    store = folder / "rendezvous"
-    options = [f"--nproc-per-node={request.train.ranks}", f"--max-restarts={MAX_RESTARTS}", "--nnodes=1"]
-    options += ["--rdzv-backend=c10d", f"--rdzv-endpoint={store}", "--rdzv-conf=store_type=file", "--rdzv-id=gang"]
-    return [sys.executable, "-m", "tasks.train.gang", *options, *rank]
+    options = [f"--ranks={request.train.ranks}", f"--rendezvous={folder / 'rendezvous'}"]
+    return [sys.executable, "-m", "tasks.train.gang", *options, str(folder)]
 
 
-def environment() -> dict[str, str]:
-    return os.environ | parent_of_others() | {
+def environment(folder: Path) -> dict[str, str]:
+    """Return the gang's environment: a new attempt at this folder, on this machine alone."""
+    return os.environ | parent_of_others() | RANK_ENVIRONMENT | {
         "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "passive",
-        "PYTHONSAFEPATH": "1",
-        # With Gloo on torch 2.13 restarted ranks read the dead rank's address from the shared store and hang.
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        VARIABLE: str(newest_attempt(folder) + 1),
     }
 
 
-def _run_gang(request: TrainRequest, folder: Path, on_epoch: Callable[[dict[str, float]], None]) -> None:
-    (folder / "rendezvous").unlink(missing_ok=True)
-    for store in folder.glob("ranks-*"):
-        store.unlink()
-    history = History(folder / "history.jsonl", on_epoch)
-    process = subprocess.Popen(command(request, folder), cwd=folder, env=environment())
-    try:
-        while process.poll() is None:
-            time.sleep(POLL_SECONDS)
-            history.follow()
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(30)
-    history.follow()
-    if process.returncode or not (folder / "done.json").exists():
-        raise _failure(folder, process.returncode)
+class Children:
+    """The gang as children of this process."""
+
+    def run(self, request: TrainRequest, folder: Path, on_epoch: OnEpoch) -> None:
+        """Train in ``folder``. Raises DrydockError where the ranks ended without a result or an error of theirs."""
+        history = History(folder / "history.jsonl", on_epoch)
+        process = subprocess.Popen(command(request, folder), cwd=folder, env=environment(folder))
+        try:
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                history.follow()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(30)
+        history.follow()
+        if process.returncode:
+            raise _failure(folder, process.returncode)
 
 
 def _failure(folder: Path, code: int) -> DrydockError:
@@ -117,27 +128,9 @@ def _failure(folder: Path, code: int) -> DrydockError:
         return DrydockError(f"training: the ranks ended with exit code {code}; their log is above")
 
 
-class History:
-    """Reads ``history.jsonl`` as it grows and passes each epoch on once, also after a restart cut the file."""
-
-    def __init__(self, path: Path, on_epoch: Callable[[dict[str, float]], None]) -> None:
-        self.path, self.on_epoch, self.seen = path, on_epoch, 0
-
-    def follow(self) -> None:
-        if not self.path.exists():
-            return
-        for text in self.path.read_text().splitlines():
-            if not text.endswith("}"):
-                return
-            line = json.loads(text)
-            if line["epoch"] > self.seen:
-                self.seen = line["epoch"]
-                self.on_epoch(line)
-
-
 def _tidy(folder: Path) -> None:
     """Keep what the next steps need: weights, history, tokenizer, model.py."""
-    for name in ("arrays", "checkpoints"):
+    for name in ("arrays", "checkpoints", "incoming"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for store in [folder / "rendezvous", *folder.glob("ranks-*")]:
-        store.unlink(missing_ok=True)
+    for left in (*folder.glob("ranks-*"), *(folder / name for name in LEFT)):
+        left.unlink(missing_ok=True)

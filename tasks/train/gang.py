@@ -1,14 +1,118 @@
-"""``torchrun`` that ends with the process that started it."""
+"""The launcher of one node's ranks: ``python -m tasks.train.gang [options] FOLDER``.
+
+torch's elastic agent (what ``torchrun`` runs) with three things of our own:
+
+- its ranks are forked from this process, which has imported all that a rank needs, so a restarted gang is back in
+  a second and not in the five that imports take;
+- a rank that makes no step in time is killed by the agent's watchdog (see ``tasks.train.watch``), so a hung rank is
+  a dead one;
+- it ends with the process that started it.
+
+Nodes meet at ``--rendezvous``: a file where there is one node, else ``host:port`` of the first one.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
+from tasks.spec.errors import DrydockError
+from tasks.train.fence import Fence, own_attempt
+from tasks.train.inputs import check_inputs
 from tasks.train.parent import die_with_parent, parent_of_others
 
-if __name__ == "__main__":
-    die_with_parent()
-    os.environ.update(parent_of_others())
-    from torch.distributed.run import main
+# Into how many micro-batches each rank divides its share of a batch; what a run that was out of memory tries.
+ACCUMULATE = "DRYDOCK_ACCUMULATE"
+MAX_RESTARTS = 3
+# From SIGTERM to SIGKILL of a rank; a rank has nothing to save that its last checkpoint has not.
+SHUTDOWN_SECONDS = 1
+MONITOR_SECONDS = 0.1
+# Two lost beats of three: a slow node is not a dead one.
+KEEP_ALIVE = {"keep_alive_interval": 3, "keep_alive_max_attempt": 3, "last_call_timeout": 5}
 
-    main()
+
+def main(arguments: list[str]) -> int:
+    """Run the ranks of this node to their end; return the exit code of the first one that failed, else 0."""
+    options = _parse(arguments)
+    die_with_parent()
+    try:
+        begin(options.folder)
+    except DrydockError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - its log is all that a launcher has
+        return error.exit_code
+    # With Gloo on torch 2.13 restarted ranks read the dead rank's address from the shared store and hang.
+    os.environ.update(parent_of_others() | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+    os.environ["TORCHELASTIC_ENABLE_FILE_TIMER"] = "1"
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    from tasks.train.rank import work
+
+    _import_what_ranks_need()
+    try:
+        elastic_launch(_config(options), work)(str(options.folder), options.nodes)
+    except ChildFailedError as failed:
+        return _exit_code(failed)
+    return 0
+
+
+def begin(folder: Path) -> None:
+    """Claim the folder for this attempt, drop what a dead one left there, and check what was brought.
+
+    Raises:
+        Fenced: a newer attempt works here. IntegrityLost: an input is not what was prepared.
+    """
+    if Fence(folder, own_attempt()).claim():
+        # Files at which a dead attempt's ranks met are poison to the next; its error was its own.
+        for left in (folder / "rendezvous", folder / "error.json", *folder.glob("ranks-*")):
+            left.unlink(missing_ok=True)
+    check_inputs(folder)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tasks.train.gang")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--ranks", type=int, required=True, help="on each node")
+    parser.add_argument("--rendezvous", required=True, help="a file, or host:port")
+    return parser.parse_args(arguments)
+
+
+def _config(options: argparse.Namespace) -> Any:
+    from torch.distributed.launcher.api import LaunchConfig
+
+    by_file = {} if options.nodes > 1 else {"store_type": "file"}
+    return LaunchConfig(
+        min_nodes=options.nodes,
+        max_nodes=options.nodes,
+        nproc_per_node=options.ranks,
+        run_id="gang",
+        role="rank",
+        rdzv_backend="c10d",
+        rdzv_endpoint=options.rendezvous,
+        rdzv_configs=KEEP_ALIVE | by_file,
+        max_restarts=MAX_RESTARTS,
+        monitor_interval=MONITOR_SECONDS,
+        start_method="fork",
+        shutdown_timeout=SHUTDOWN_SECONDS,
+    )
+
+
+def _import_what_ranks_need() -> None:
+    """Import what torch itself imports late: when a model is first wrapped, an optimiser first made."""
+    for name in ("safetensors.torch", "torch._dynamo", "torch.nn.parallel.distributed", "torch.optim"):
+        import_module(name)
+
+
+def _exit_code(failed: Any) -> int:
+    """The first failure's exit code; a signal shows as 128 + its number."""
+    code = failed.get_first_failure()[1].exitcode
+    return 128 - code if code < 0 else code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

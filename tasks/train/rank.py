@@ -1,15 +1,19 @@
-"""What every rank runs: ``torchrun … -m tasks.train.rank FOLDER``.
+"""What every rank runs: ``work(FOLDER)``, forked from the node's launcher (``tasks.train.gang``).
 
 FOLDER holds ``train.json`` (feature, number of classes, the train section), ``arrays/`` and, after a
 restart, ``checkpoints/``. Rank 0 writes ``history.jsonl`` (a line an epoch), ``checkpoints/`` and at the
 end ``weights.safetensors`` and ``done.json``.
 
-Every rank seeds itself by (seed, epoch, rank) and takes its share of each global batch by position, so a
-resumed run at the same world size ends in the same weights bit for bit.
+Only the newest attempt writes (``tasks.train.fence``). Every rank seeds itself by (seed, epoch, rank) and takes
+its share of each global batch by position, so a resumed run at the same world size ends in the same weights bit for
+bit.
 """
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
+import errno
 import json
 import math
 import os
@@ -24,13 +28,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tasks.spec.errors import BadRequest, DrydockError
+from tasks.spec.errors import BadRequest, DrydockError, from_os
 from tasks.spec.workload import Train
-from tasks.store.files import write_json, write_whole
+from tasks.store.files import sha256_file, write_json, write_whole
 from tasks.train import checkpoint
+from tasks.train.fence import Fence, Fenced, own_attempt
+from tasks.train.gang import ACCUMULATE
 from tasks.train.parent import die_with_parent
 from tasks.train.prepare import load_stats
 from tasks.train.recipes import build
+from tasks.train.watch import Watch
+
+# Freed to write the error where the disk is full.
+RESERVE, RESERVE_BYTES = ".reserve", 8192
+EXCHANGE_SECONDS = 1800
 
 
 class Diverged(BadRequest):
@@ -46,7 +57,7 @@ class Trainer:
         from tasks.spec.feature import Feature
 
         job = json.loads((folder / "train.json").read_text())
-        self.folder = folder
+        self.folder, self.fence = folder, Fence(folder, own_attempt())
         self.train = Train.parse(job["train"], "train.json")
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         feature = TypeAdapter(Feature).validate_python(job["feature"])
@@ -57,6 +68,8 @@ class Trainer:
         self.data = {name: _load(folder / "arrays", name) for name in ("train", "validation")}
         self.optimiser = optimiser(self.train, self.model)
         self.epoch, self.best, self.best_loss, self.best_epoch = 0, None, math.inf, 0
+        self.accumulate = int(os.environ.get(ACCUMULATE, "1"))
+        self.watch = Watch(self.train.hang_seconds)
 
     @property
     def local_rank(self) -> int:
@@ -76,6 +89,7 @@ class Trainer:
             line["at_ms"] = int(time.time() * 1000)
             line["samples_per_second"] = len(self.data["train"][0]) / line["seconds"]
             self.remember(line)
+        self.watch.stop()
         self.finish()
 
     @property
@@ -95,13 +109,29 @@ class Trainer:
         x, y = self.data["train"]
         total, batches = torch.zeros((), device=self.device), 0
         for rows in shares(len(x), self.train.batch_size, self.train.seed, self.epoch, self.rank, self.world):
-            loss = nn.functional.cross_entropy(model(self.put(x, rows)), self.put(y, rows))
             self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            total += self.backward(model, self.put(x, rows), self.put(y, rows))
             self.optimiser.step()
-            total += loss.detach()
+            self.watch.beat()
             batches += 1
         return self.finite("training", self.reduce(total / max(batches, 1)).item() / self.world)
+
+    def backward(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Add a batch's gradients, in as many parts as memory needs; returns its mean loss."""
+        if self.accumulate == 1:
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            return loss.detach()
+        total = torch.zeros((), device=self.device)
+        parts = list(zip(x.chunk(self.accumulate), y.chunk(self.accumulate), strict=True))
+        for number, (part, target) in enumerate(parts, start=1):
+            # The ranks exchange gradients once, with the last part.
+            quiet = self.world > 1 and number < len(parts)
+            with model.no_sync() if quiet else contextlib.nullcontext():
+                loss = nn.functional.cross_entropy(model(part), target) * (len(target) / len(y))
+                loss.backward()
+            total += loss.detach()
+        return total
 
     def finite(self, what: str, loss: float) -> float:
         """Return a loss, the same on every rank, if it is a number."""
@@ -122,6 +152,7 @@ class Trainer:
             sums[0] += nn.functional.cross_entropy(logits, target, reduction="sum")
             sums[1] += (logits.argmax(1) == target).sum()
             sums[2] += len(rows)
+            self.watch.beat()
         loss, correct, count = self.reduce(sums).tolist()
         return {"validation_loss": self.finite("validation", loss / count), "validation_accuracy": correct / count}
 
@@ -140,7 +171,7 @@ class Trainer:
             self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
         if self.rank:
             return
-        with (self.folder / "history.jsonl").open("a") as stream:
+        with self.fence.held(), (self.folder / "history.jsonl").open("a") as stream:
             stream.write(json.dumps(line) + "\n")
         print(  # noqa: T201 - the rank's log is its standard output
             f"epoch {self.epoch}: loss {line['train_loss']:.4f}, validation loss {line['validation_loss']:.4f}, "
@@ -148,7 +179,9 @@ class Trainer:
             flush=True,
         )
         if self.epoch % self.train.checkpoint_every_epochs == 0:
-            checkpoint.save(self.folder / "checkpoints", self.epoch, self.state())
+            with self.fence.held():
+                checkpoint.save(self.folder / "checkpoints", self.epoch, self.state())
+            self.watch.beat()
 
     def state(self) -> dict[str, Any]:
         return {
@@ -174,17 +207,21 @@ class Trainer:
         if self.world > 1:
             dist.barrier()
         if self.rank == 0:
-            cut_history(self.folder / "history.jsonl", self.epoch)
+            with self.fence.held():
+                cut_history(self.folder / "history.jsonl", self.epoch)
 
     def finish(self) -> None:
         if self.rank:
             return
         from safetensors.torch import save_file
 
-        save_file({k: v.contiguous() for k, v in self.best.items()}, self.folder / "weights.safetensors")
         parameters = sum(p.numel() for p in self.model.parameters())
         done = {"epochs": self.epoch, "best_epoch": self.best_epoch, "validation_loss": self.best_loss}
-        write_json(self.folder / "done.json", done | {"parameters": parameters})
+        with self.fence.held():
+            weights = self.folder / "weights.safetensors"
+            save_file({k: v.contiguous() for k, v in self.best.items()}, weights)
+            done |= {"parameters": parameters, "weights_sha256": sha256_file(weights)}
+            write_json(self.folder / "done.json", done)
 
 
 def shares(n: int, batch: int, seed: int, epoch: int, rank: int, world: int) -> Any:
@@ -219,36 +256,76 @@ def _load(arrays: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def join(folder: Path) -> None:
-    """Meet the other ranks of this attempt through a file of its own: no port, and nothing of a dead attempt."""
-    store = folder / f"ranks-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+def join(folder: Path, nodes: int) -> None:
+    """Meet the other ranks of this attempt. On one node by a file of its own: no port, and nothing of a dead attempt.
+    Nodes without a common disk meet at the address that the launcher's agents agreed on."""
+    meeting = "env://"
+    if nodes == 1:
+        meeting = f"file://{folder / 'ranks'}-{own_attempt()}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     dist.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",
-        init_method=f"file://{store}",
+        init_method=meeting,
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=dt.timedelta(seconds=EXCHANGE_SECONDS),
     )
 
 
-def main() -> int:
+class Prefixed:
+    """A text stream whose lines begin with the rank that wrote them."""
+
+    def __init__(self, stream: Any, prefix: str) -> None:
+        self.stream, self.prefix, self.starts = stream, prefix, True
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines(keepends=True):
+            self.stream.write(self.prefix + line if self.starts else line)
+            self.starts = line.endswith("\n")
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def work(folder: str, nodes: int) -> None:
+    """Be one rank, to the end. An error that a restart can't help is left in ``error.json``, and the rank ends well:
+    a failing exit code would make the agent restart a gang that fails again."""
     die_with_parent()
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if world > 1:
+        sys.stdout, sys.stderr = (Prefixed(stream, f"[rank {rank}] ") for stream in (sys.stdout, sys.stderr))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    folder = Path(sys.argv[1])
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        join(folder)
+    path = Path(folder)
     try:
-        Trainer(folder).run()
-    except DrydockError as error:
-        if int(os.environ.get("RANK", 0)) == 0:
-            traceback.print_exception(error)
-            write_json(folder / "error.json", {"exit_code": error.exit_code, "message": str(error)})
-        # The error is told by its file. A failing exit code would make torchrun restart a gang that fails again.
-        return 0
+        if world > 1:
+            join(path, nodes)
+        _train(path, rank)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _train(folder: Path, rank: int) -> None:
+    if (folder / "error.json").exists():
+        return  # of another rank, before the agent restarted all of them
+    try:
+        if rank == 0:
+            (folder / RESERVE).write_bytes(bytes(RESERVE_BYTES))
+        Trainer(folder).run()
+    except Fenced as error:
+        print(error, flush=True)  # noqa: T201 - the folder is another attempt's, so the log is all there is
+    except DrydockError as error:
+        _leave(folder, error)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _leave(folder, from_os(error))
+
+
+def _leave(folder: Path, error: DrydockError) -> None:
+    """Leave an error that a restart can't help; the first rank's is kept."""
+    traceback.print_exception(error)
+    (folder / RESERVE).unlink(missing_ok=True)
+    with Fence(folder, own_attempt()).held():
+        if not (folder / "error.json").exists():
+            write_json(folder / "error.json", {"exit_code": error.exit_code, "message": str(error)})

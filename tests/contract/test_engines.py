@@ -18,14 +18,19 @@ pytestmark = pytest.mark.timeout(60)
 SCRIPT = 'printf %s "$PRINTS"; while [ "$EXITS" = never ]; do sleep 0.05; done; exit "$EXITS"'
 
 
-@pytest.fixture(scope="module", params=["process", "fake"])
+@pytest.fixture(scope="module", params=["process", "docker", "fake"])
 def subject(request, tmp_path_factory):
     home = tmp_path_factory.mktemp(request.param)
+    if request.param == "docker":
+        request.getfixturevalue("allow_images")(home, "drydock/base")
     built = engine(request.param, home)
     if request.param == "process":
         built.supervisor.start()
         yield built
         built.supervisor.stop()
+    elif request.param == "docker":
+        yield built
+        built.remove_all()
     else:
         built.behaviour = lambda job: _play(built, job)
         yield built
@@ -42,7 +47,8 @@ def job(request, tmp_path):
 
     def build(exits: str = "0", prints: str = "", key: str = name) -> Job:
         environment = {"EXITS": exits, "PRINTS": prints}
-        return Job(key=key, command=("sh", "-c", SCRIPT), environment=environment, folder=str(tmp_path / key))
+        command, folder = ("sh", "-c", SCRIPT), str(tmp_path / key)
+        return Job(key=key, command=command, environment=environment, folder=folder, image="drydock/base")
 
     return build
 
@@ -54,7 +60,8 @@ def service(request, subject, tmp_path):
     def build(replicas: int = 1) -> Service:
         command = ("sh", "-c", "while :; do sleep 0.05; done", "server", "{port}")
         labels = {"workload": "digits", "note": 'it\'s 100 % "quoted"; # ok\n'}
-        return Service(name=name, command=command, folder=str(tmp_path), replicas=replicas, labels=labels)
+        facts = {"folder": str(tmp_path), "labels": labels, "image": "drydock/base"}
+        return Service(name=name, command=command, replicas=replicas, **facts)
 
     yield build
     subject.stop(name)
@@ -224,7 +231,7 @@ def test_services_with_like_names_are_kept_apart(subject, service, tmp_path):
 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones():
-    with pytest.raises(BadRequest, match=r"engine = 'slurm', must be one of \['fake', 'process'\]"):
+    with pytest.raises(BadRequest, match=r"engine = 'slurm', must be one of \['docker', 'fake', 'process'\]"):
         engine("slurm", Path("/nowhere"))
 
 

@@ -20,7 +20,7 @@ import pytest
 from tasks.train.fit import fit
 
 pytestmark = pytest.mark.timeout(180)
-RANK = "tasks.train.rank"
+GANG = "tasks.train.gang"
 FIT = """
 import sys
 from pathlib import Path
@@ -41,17 +41,18 @@ def epochs(folder: Path) -> list[int]:
 
 
 def processes(folder: Path) -> list[psutil.Process]:
-    """The launchers and ranks that work in a folder."""
+    """The launchers and ranks that work in a folder; a rank is a fork of its launcher."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         line = process.info["cmdline"] or []
-        if str(folder) in line and RANK in line and process.info["status"] != psutil.STATUS_ZOMBIE:
+        if str(folder) in line and GANG in line and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(process)
     return found
 
 
 def ranks(folder: Path) -> list[psutil.Process]:
-    return [process for process in processes(folder) if "tasks.train.gang" not in process.cmdline()]
+    launchers = {process.pid for process in processes(folder)}
+    return [process for process in processes(folder) if process.ppid() in launchers]
 
 
 def wait_for(what: Callable[[], object], seconds: float = 60) -> None:

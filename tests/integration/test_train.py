@@ -12,7 +12,8 @@ import pytest
 
 from tasks.spec.errors import BadRequest, DrydockError
 from tasks.store.files import sha256_file
-from tasks.train.fit import History, command, fit
+from tasks.train.fit import command, fit
+from tasks.train.history import History
 
 pytestmark = pytest.mark.timeout(180)
 TABLE = {"kind": "table", "columns": ["a", "b", "empty", "constant"]}
@@ -181,9 +182,8 @@ def test_ranks_that_die_without_a_word_are_an_error_with_their_exit_code(train_r
 
 
 def test_the_command_line_of_a_gang(train_request, tmp_path):
-    assert "tasks.train.rank" in command(train_request(), tmp_path)
     line = command(train_request(ranks=2), tmp_path)
-    assert {"tasks.train.gang", "--nproc-per-node=2", "--rdzv-conf=store_type=file"} <= set(line)
+    assert {"tasks.train.gang", "--ranks=2", f"--rendezvous={tmp_path / 'rendezvous'}", str(tmp_path)} <= set(line)
 
 
 def test_the_history_is_passed_on_once_an_epoch_also_over_a_restart(tmp_path):

@@ -1,0 +1,138 @@
+"""A job or a service as the Docker Engine's own requests, rendered purely.
+
+Every container is held to the same rules: an image by digest, no root, no capability, no new privilege, a read-only
+root, the declared mounts alone, limits on memory, processor, processes and logs, and no way to the outside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from tasks.engines.protocol import ROOM, Job, Limits, Service
+from tasks.spec.value import Value
+
+# The user that images/ makes; it owns what lies in a node's room.
+UID = 10001
+STOP_SECONDS = 10
+TMP_BYTES = 2**28
+LABEL = "drydock"
+LOGS = {"Type": "json-file", "Config": {"max-size": "64m", "max-file": "2"}}
+
+
+class Gang(Value):
+    """A job's requests: a network, a volume, and one container a node."""
+
+    network: dict[str, Any]
+    volume: dict[str, Any]
+    containers: dict[str, dict[str, Any]]
+
+
+def site_id(home: Path) -> str:
+    """Return what tells one state folder's containers from another's on the same daemon."""
+    return hashlib.sha256(str(home).encode()).hexdigest()[:8]
+
+
+def gang_name(site: str, key: str) -> str:
+    return f"{LABEL}-{site}-{key}"
+
+
+def render_gang(job: Job, image: str, site: str, devices: tuple[str, ...] = ()) -> Gang:
+    """Return a job's requests for the Docker Engine. ``devices``: the leased GPUs, those of node 0 first."""
+    name = gang_name(site, job.key)
+    share = job.limits.gpus
+    containers = {}
+    for node in range(job.nodes):
+        own = devices[node * share : (node + 1) * share]
+        containers[f"{name}-{job.attempt}-{node}"] = _node(job, node, name, image, site, own)
+    labels = _labels(site, job.key)
+    return Gang(
+        network={"Name": name, "Driver": "bridge", "Internal": True, "CheckDuplicate": True, "Labels": labels},
+        volume={"Name": name, "Labels": labels},
+        containers=containers,
+    )
+
+
+def _node(job: Job, node: int, name: str, image: str, site: str, devices: tuple[str, ...]) -> dict[str, Any]:
+    replace = {"{node}": str(node), "{first}": "node-0"}
+    environment = {key: _filled(value, replace) for key, value in job.environment.items()}
+    host = host_rules(job.limits) | {
+        "NetworkMode": name,
+        "Mounts": [{"Type": "volume", "Source": name, "Target": ROOM}],
+        "RestartPolicy": {"Name": "no"},
+    }
+    if devices:
+        host["DeviceRequests"] = [{"Driver": "nvidia", "DeviceIDs": list(devices), "Capabilities": [["gpu"]]}]
+    facts = {"rank": str(node), "attempt": str(job.attempt), "nodes": str(job.nodes)}
+    return {
+        "Image": image,
+        "Hostname": f"node-{node}",
+        "User": f"{UID}:{UID}",
+        "WorkingDir": ROOM,
+        "Entrypoint": [],
+        "Cmd": [_filled(part, replace) for part in job.command],
+        "Env": [f"{key}={value}" for key, value in sorted(environment.items())],
+        "Labels": _labels(site, job.key) | prefixed(job.labels) | prefixed(facts),
+        "StopTimeout": STOP_SECONDS,
+        "HostConfig": host,
+        "NetworkingConfig": {"EndpointsConfig": {name: {"Aliases": [f"node-{node}"]}}},
+    }
+
+
+def render_replica(service: Service, index: int, port: int, image: str, site: str, network: str) -> dict[str, Any]:
+    """Return the request of one replica, which answers on 127.0.0.1:``port`` of this machine."""
+    inside = f"{port}/tcp"
+    host = host_rules(service.limits) | {
+        "NetworkMode": network,
+        "PortBindings": {inside: [{"HostIp": "127.0.0.1", "HostPort": str(port)}]},
+        "RestartPolicy": {"Name": "unless-stopped"},
+        "Mounts": [
+            {"Type": "bind", "Source": source, "Target": target, "ReadOnly": True}
+            for target, source in sorted(service.mounts.items())
+        ],
+    }
+    facts = {"service": service.name, "index": str(index), "port": str(port), "facts": json.dumps(service.labels)}
+    return {
+        "Image": image,
+        "User": f"{UID}:{UID}",
+        "Entrypoint": [],
+        "Cmd": [part.replace("{port}", str(port)) for part in service.command],
+        "Env": [f"{key}={value}" for key, value in sorted(service.environment.items())],
+        "Labels": {f"{LABEL}.site": site} | prefixed(facts),
+        "ExposedPorts": {inside: {}},
+        "StopTimeout": STOP_SECONDS,
+        "HostConfig": host,
+    }
+
+
+def host_rules(limits: Limits) -> dict[str, Any]:
+    """Return the part of every container's request that holds it."""
+    return {
+        "Memory": limits.memory_bytes,
+        "MemorySwap": limits.memory_bytes,  # the sum with swap, so: no swap
+        "NanoCpus": int(limits.cpus * 1e9),
+        "PidsLimit": limits.pids,
+        "ShmSize": limits.shm_bytes,
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges:true"],
+        "ReadonlyRootfs": True,
+        "Tmpfs": {"/tmp": f"rw,nosuid,nodev,size={TMP_BYTES}"},
+        "Init": True,
+        "LogConfig": LOGS,
+    }
+
+
+def prefixed(labels: dict[str, str]) -> dict[str, str]:
+    return {f"{LABEL}.{name}": value for name, value in labels.items()}
+
+
+def _labels(site: str, key: str) -> dict[str, str]:
+    return {f"{LABEL}.site": site, f"{LABEL}.job": key}
+
+
+def _filled(text: str, replace: dict[str, str]) -> str:
+    for mark, value in replace.items():
+        text = text.replace(mark, value)
+    return text

@@ -1,0 +1,230 @@
+"""A gang in containers: one a node, on a network of their own, in a room that is copied there and back.
+
+The launchers inside restart a rank that died (``tasks.train.gang``); here a gang is restarted whose container died:
+out of memory, its daemon restarted, its host gone. Each start is a new attempt with a higher fencing token, in the
+same room. When this process is killed the containers go on, and the next one finds them by their key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tasks.engines.protocol import ROOM, Job, JobState, JobStatus, Limits, RoomEngine
+from tasks.spec.errors import BadRequest, DrydockError, IntegrityLost, TryAgain
+from tasks.spec.requests import TrainRequest
+from tasks.spec.workload import Train
+from tasks.store.files import sha256_file, write_whole
+from tasks.store.manifest import verify
+from tasks.train.fence import NAME as ATTEMPT
+from tasks.train.fence import VARIABLE, newest_attempt
+from tasks.train.gang import ACCUMULATE
+from tasks.train.history import History
+
+IMAGE = "drydock/trainer"
+PORT = 29400
+MAX_STARTS = 4
+BACKOFF_SECONDS = 1.0
+POLL_SECONDS = 0.3
+# A daemon that is restarted or updated is away for so long, at most.
+DAEMON_SECONDS = 180.0
+# A checkpoint is copied here so often, so that the loss of a host costs no more.
+MIRROR_SECONDS = 30.0
+ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "HOME": "/tmp"}
+
+
+class Containers(NamedTuple):
+    """Runs gangs on an engine of containers. ``tell`` hears of every restart: one line for a person."""
+
+    engine: RoomEngine
+    key: str
+    labels: dict[str, str]
+    tell: Callable[[str], None] = print
+
+    def run(self, request: TrainRequest, folder: Path, on_epoch: Callable[[dict[str, float]], None]) -> None:
+        """Train in containers until ``folder`` holds done.json and the weights, or an error.json.
+
+        Raises:
+            BadRequest: it does not fit into the memory it asks for, or asks for what the engine can't give.
+            DrydockError: the gang failed too often; the last whole checkpoint lies in the folder.
+        """
+        history, accumulate = History(folder / "history.jsonl", on_epoch), 1
+        with _cancelled_by_sigterm(self):
+            for start in range(MAX_STARTS):
+                job = gang_job(request, folder, self.key, _next_attempt(folder), accumulate, self.labels)
+                followed = Followed(self.engine, self.engine.submit(job), folder, history)
+                status = followed.to_the_end()
+                if followed.bring_back(status):
+                    return self.engine.forget(followed.handle)
+                followed.mirror()
+                accumulate = self._what_next(request.train, status, start, accumulate, folder)
+        raise AssertionError("the last start either ends well or raises")
+
+    def cancel(self) -> None:
+        """End the gang wherever it is. Idempotent."""
+        self.engine.cancel(f"job-{self.key}")
+
+    def _what_next(self, train: Train, status: JobStatus, start: int, accumulate: int, folder: Path) -> int:
+        """Return into how many parts the next start divides a batch; raise where there is no next start."""
+        why = status.cause or (f"exit code {status.exit_code}" if status.exit_code is not None else "its node is gone")
+        starved = status.cause == "out of memory"
+        if starved:
+            accumulate = _smaller(train, accumulate)
+        if start + 1 == MAX_STARTS:
+            self.engine.forget(f"job-{self.key}")
+            raise DrydockError(
+                f"training: the gang failed {MAX_STARTS} times, the last time: {why}; {_kept(folder)}; its log is above"
+            )
+        how = f"with a {accumulate}th of the micro-batch" if starved else "from its last whole checkpoint"
+        self.tell(f"training {self.key}: the gang failed ({why}); it starts again {how}")
+        time.sleep(BACKOFF_SECONDS * 2**start)
+        return accumulate
+
+
+def gang_job(
+    request: TrainRequest, folder: Path, key: str, attempt: int, accumulate: int, labels: dict[str, str]
+) -> Job:
+    """Return the gang as an engine's job. Pure."""
+    train, asked = request.train, request.train.resources
+    meeting = f"{{first}}:{PORT}" if train.nodes > 1 else f"{ROOM}/rendezvous"
+    options = [f"--nodes={train.nodes}", f"--ranks={train.ranks}", f"--rendezvous={meeting}"]
+    own = {VARIABLE: str(attempt), ACCUMULATE: str(accumulate), "OMP_NUM_THREADS": str(max(1, int(asked.cpus)))}
+    memory = train.ranks * asked.memory_bytes
+    return Job(
+        key=key,
+        command=("python3", "-m", "tasks.train.gang", *options, ROOM),
+        environment=ENVIRONMENT | own,
+        folder=str(folder.parent / "logs" / key),
+        labels=labels,
+        nodes=train.nodes,
+        attempt=attempt,
+        image=IMAGE,
+        room=str(folder),
+        limits=Limits(
+            cpus=train.ranks * asked.cpus,
+            memory_bytes=memory,
+            shm_bytes=min(memory // 4, 2**30),
+            gpus=train.ranks * asked.gpus,
+        ),
+    )
+
+
+class Followed:
+    """One start of the gang as it is followed: its log, its history, its checkpoints."""
+
+    def __init__(self, engine: RoomEngine, handle: str, folder: Path, history: History) -> None:
+        self.engine, self.handle, self.folder, self.history = engine, handle, folder, history
+        self.offset, self.mirrored_at = 0, time.monotonic()
+
+    def to_the_end(self) -> JobStatus:
+        """Follow until no node runs. A daemon that is away for a while is waited for."""
+        until = time.monotonic() + DAEMON_SECONDS
+        while True:
+            try:
+                status = self.engine.poll(self.handle)
+                self.look()
+            except TryAgain as error:
+                if time.monotonic() > until:
+                    raise
+                _say(f"waiting: {error}")
+                time.sleep(2)
+                continue
+            until = time.monotonic() + DAEMON_SECONDS
+            if status.state is not JobState.RUNNING:
+                return status
+            time.sleep(POLL_SECONDS)
+
+    def look(self) -> None:
+        """Pass on what the gang printed and learnt since the last look."""
+        text, self.offset = self.engine.logs(self.handle, self.offset)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        if self.engine.fetch(self.handle, "history.jsonl", self.folder / "history.jsonl"):
+            self.history.follow()
+        if time.monotonic() - self.mirrored_at > MIRROR_SECONDS:
+            self.mirror()
+
+    def mirror(self) -> None:
+        """Copy the newest checkpoint here, if it is whole; the one before stays until then."""
+        self.mirrored_at = time.monotonic()
+        newest = self.history.seen
+        target = self.folder / "checkpoints" / f"epoch-{newest:05d}"
+        incoming = self.folder / "incoming" / target.name
+        if not newest or target.exists() or not self.engine.fetch(self.handle, f"checkpoints/{target.name}", incoming):
+            return
+        with contextlib.suppress(IntegrityLost):  # rotten, or caught as it was dropped: the one before is kept
+            verify(incoming)
+            target.parent.mkdir(exist_ok=True)
+            incoming.rename(target)
+
+    def bring_back(self, status: JobStatus) -> bool:
+        """Fetch the result, or the error that a restart can't help; return whether there is one."""
+        if self.engine.fetch(self.handle, "error.json", self.folder / "error.json"):
+            self.mirror()
+            return True
+        if status.state is not JobState.SUCCEEDED:
+            return False
+        for name in ("weights.safetensors", "history.jsonl", "done.json"):  # done.json last: it says that all is there
+            if not self.engine.fetch(self.handle, name, self.folder / name):
+                raise IntegrityLost(f"{self.handle}: ended well without {name}")
+        done = json.loads((self.folder / "done.json").read_text())
+        found = sha256_file(self.folder / "weights.safetensors")
+        if found != done["weights_sha256"]:
+            (self.folder / "done.json").unlink()
+            must = done["weights_sha256"][:12]
+            raise IntegrityLost(f"{self.handle}: weights have digest {found[:12]}, must be {must}")
+        self.history.follow()
+        return True
+
+
+def _next_attempt(folder: Path) -> int:
+    attempt = newest_attempt(folder) + 1
+    write_whole(folder / ATTEMPT, str(attempt))
+    return attempt
+
+
+def _smaller(train: Train, accumulate: int) -> int:
+    """Halve the micro-batch. Raises BadRequest where a rank's share of a batch is one row already."""
+    rows = train.batch_size // train.world_size
+    if rows // (accumulate * 2) == 0 or rows % (accumulate * 2):
+        raise BadRequest(
+            f"training is out of memory with {train.resources.memory_bytes} bytes a rank and micro-batches of "
+            f"{rows // accumulate} rows; raise train.resources.memory_bytes"
+        )
+    return accumulate * 2
+
+
+def _kept(folder: Path) -> str:
+    kept = sorted(path.name for path in (folder / "checkpoints").glob("epoch-*"))
+    return f"{kept[-1]} is kept in {folder / 'checkpoints'}" if kept else "no checkpoint was whole yet"
+
+
+@contextlib.contextmanager
+def _cancelled_by_sigterm(gang: Containers) -> Iterator[None]:
+    """End the containers when this process is told to end; killed outright, it leaves them to its successor."""
+
+    def end(*_: Any) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        gang.cancel()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 - the step's log is its standard output
