@@ -13,6 +13,7 @@ from typing import Any
 from tasks.engines.protocol import Replica, Service
 from tasks.registry import versions
 from tasks.registry.holdout import load_holdout, request_of
+from tasks.release.evidence import REPLAYED
 from tasks.release.model import Version, service_name
 from tasks.site import Site
 from tasks.spec.errors import Refused, TryAgain
@@ -22,7 +23,9 @@ from tasks.store.manifest import verify
 from tasks.store.sign import verify_folder_signature
 
 POLL_SECONDS = 0.1
-ANSWERS = re.compile(r'^drydock_answers_total\{label="((?:[^"\\]|\\.)*)"\} (\S+)$', re.MULTILINE)
+ANSWERS = re.compile(
+    r'^drydock_answers_total\{label="((?:[^"\\]|\\.)*)",replayed="(true|false)"\} (\S+)$', re.MULTILINE
+)
 
 
 def start_replicas(workload: str, target: Version, site: Site) -> Any:
@@ -134,7 +137,8 @@ def retire_replicas(workload: str, champion: Version, site: Site) -> list[str]:
 
 
 def answers(workload: str, target: Version, site: Site) -> dict[str, int]:
-    """Return how often the replicas of a version gave each answer, as they count it themselves.
+    """Return how often the replicas of a version gave each answer, as they count it themselves; answers to replayed
+    requests under a name of their own (``evidence.REPLAYED``).
 
     Raises:
         TryAgain: one of them does not say.
@@ -142,8 +146,9 @@ def answers(workload: str, target: Version, site: Site) -> dict[str, int]:
     counts: dict[str, int] = {}
     for replica in site.engine.replicas(service_name(workload, target.digest_sha256)):
         page = _metrics(replica)
-        for label, count in ANSWERS.findall(page):
-            counts[label] = counts.get(label, 0) + int(float(count))
+        for label, replayed, count in ANSWERS.findall(page):
+            name = REPLAYED + label if replayed == "true" else label
+            counts[name] = counts.get(name, 0) + int(float(count))
     return counts
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -123,17 +124,27 @@ class ProcessEngine:
 
     def start(self, service: Service) -> tuple[Replica, ...]:
         """Start the replicas that don't run, end those beyond the count, and return the rest. A replica that
-        runs stays as it is; one that is started again keeps its port where that is free."""
+        runs stays as it is; one that is started again keeps its port where that is free. Those that were drained
+        and still answer are not waited for: new ones start beside them."""
         with self._lock(f"service-{service.name}"):
             known = {replica.index: replica for replica in self.replicas(service.name)}
-            beyond = [index for index in known if index >= service.replicas]
-            self.supervisor.remove(*(_replica_name(service.name, index) for index in beyond))
             infos = self.supervisor.infos()
-            for index in range(service.replicas):
+            beyond = sorted(known)[service.replicas :]
+            self.supervisor.remove(*(_replica_name(service.name, index) for index in beyond))
+            for index in self._indices(service, set(known) - set(beyond), infos):
                 info = infos.get(_replica_name(service.name, index))
                 if index not in known or info is None or not info.alive:
                     self._start_replica(service, index, known.get(index))
             return self.replicas(service.name)
+
+    def _indices(self, service: Service, known: set[int], infos: dict[str, ProgramInfo]) -> list[int]:
+        """The known replicas' numbers, and as many free ones as are wanted beside them."""
+        def draining(index: int) -> bool:
+            info = infos.get(_replica_name(service.name, index))
+            return info is not None and not info.ended
+
+        free = (index for index in itertools.count() if index not in known and not draining(index))
+        return sorted([*known, *itertools.islice(free, max(service.replicas - len(known), 0))])
 
     def replicas(self, name: str | None = None) -> tuple[Replica, ...]:
         """Return the replicas of one service, or of all, by service and index."""

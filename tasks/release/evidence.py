@@ -6,7 +6,7 @@ Measurements of the candidate beside the champion's, each judged by ``tasks.gate
     refused_ratio     requests that were answered with 4xx: clients err with both alike, unless one wants other inputs
     slower_than_p50   answers slower than a limit made of the champion's median: more than half is a slower median
     slower_than_p99   the same of its 99th percentile: more than 1 % is a slower 99th percentile
-    answer_shift      the distance between the two distributions of answers
+    answer_shift      the distance between the two distributions of answers, live and replayed requests apart
 
 Shares rather than percentiles, because a share has bounds that hold at every look (``sequential``).
 """
@@ -25,6 +25,9 @@ from tasks.spec.value import Value
 from tasks.spec.workload import Rollout
 
 Histogram = tuple[tuple[float, int], ...]
+# What the name of an answer to a replayed request begins with. The holdout's answers are distributed otherwise than
+# the traffic's, and a canary has more of them in its mix than the champion: compared together, equals would differ.
+REPLAYED = "replayed/"
 # One failure can be anybody's.
 MIN_FAILURES = 2
 # The first answers of a service that just started may all be slow.
@@ -44,7 +47,7 @@ class Counts(Value):
     failures: int = Field(default=0, ge=0, description="those without a good answer")
     refused: int = Field(default=0, ge=0, description="those answered with 4xx")
     latency: Histogram = Field(default=(), description="(upper edge in ms, answers at or below it); the last is inf")
-    answers: dict[str, int] = Field(default={}, description="label -> how often it was the answer")
+    answers: dict[str, int] = Field(default={}, description="label, or REPLAYED + label -> how often")
 
     @property
     def answered(self) -> int:
@@ -198,12 +201,20 @@ def _slower_than(counts: Counts, limit_ms: float) -> int:
 
 
 def _answer_shift(plan: Rollout, candidate: Counts, champion: Counts) -> Measurement:
-    """Known once both sides have given ``min_requests`` answers; until then it may be anything."""
-    samples = min(sum(candidate.answers.values()), sum(champion.answers.values()))
-    shift = answer_shift(candidate.answers, champion.answers)
-    known = samples >= plan.min_requests
-    low, high = (shift, shift) if known else (0.0, 1.0)
-    return Measurement(metric="answer_shift", value=shift, samples=samples, low=low, high=high)
+    """The larger shift of the two kinds of requests, of those that are known: where both sides have given
+    ``min_requests`` answers. Until one is, it may be anything."""
+    kinds = [(_of_kind(candidate, replayed), _of_kind(champion, replayed)) for replayed in (False, True)]
+    found = [(min(sum(one.values()), sum(other.values())), answer_shift(one, other)) for one, other in kinds]
+    known = [(shift, samples) for samples, shift in found if samples >= plan.min_requests]
+    if known:
+        shift, samples = max(known)
+        return Measurement(metric="answer_shift", value=shift, samples=samples, low=shift, high=shift)
+    samples, shift = max(found)
+    return Measurement(metric="answer_shift", value=shift, samples=samples, low=0.0, high=1.0)
+
+
+def _of_kind(counts: Counts, replayed: bool) -> dict[str, int]:
+    return {name: count for name, count in counts.answers.items() if name.startswith(REPLAYED) is replayed}
 
 
 def answer_shift(one: Mapping[str, int], other: Mapping[str, int]) -> float:

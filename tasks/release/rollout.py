@@ -25,6 +25,9 @@ Phase = Literal["running", "passed", "promoted", "returned", "settled"]
 Outcome = Literal["promoted", "failed", "inconclusive", "aborted", "abandoned"]
 # How long the gateway may be silent, or the candidate without a ready replica.
 PATIENCE_SECONDS = 10.0
+# What a service takes in its first second counts for nothing: one stall of a machine that starts a process makes a
+# row of slow answers, and the bounds take each for a draw of its own.
+WARM_SECONDS = 1.0
 SHADOW, REPLAY = "shadow", "replay"
 
 
@@ -229,16 +232,19 @@ def _observed(state: RolloutState, seen: Seen, now: float) -> RolloutState:
     }
     if seen.candidate is not None:
         candidate, champion = state.sides
-        changes["sides"] = (_grown(candidate, seen.candidate), _grown(champion, seen.champion or Counts()))
+        warm = now - state.began_at >= WARM_SECONDS
+        changes["sides"] = (_grown(candidate, seen.candidate, warm), _grown(champion, seen.champion or Counts(), warm))
         changes["seen_at"] = now
     return state.model_copy(update=changes)
 
 
-def _grown(side: Side, now: Counts) -> Side:
+def _grown(side: Side, now: Counts, warm: bool) -> Side:
     if not now.answers and side.last:
         # A server that can't be asked at the moment was not reset.
         now = now.model_copy(update={"answers": side.last.answers})
     done = since(now, side.last) if side.last else Counts()
+    if not warm:
+        done = done.model_copy(update={"latency": ()})
     return Side(last=now, window=plus(side.window, done))
 
 

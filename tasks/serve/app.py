@@ -111,14 +111,15 @@ class App:
         request.send(200, content, JSON if json_bytes is None else BINARY, fields)
 
     def _count(self, request: Request, ulid: str, answer: Answer) -> None:
-        metrics = self.metrics
+        metrics, replayed = self.metrics, REPLAYED in request.headers
         metrics.codes[200] += 1
         metrics.rows += len(answer.labels)
+        counted = metrics.replayed_labels if replayed else metrics.labels
         for label in answer.labels:
-            metrics.labels[label] += 1
+            counted[label] += 1
         metrics.seconds.observe(time.perf_counter() - request.started)
         if self._log:
-            self._log.record(passport(self._digest, ulid), answer, REPLAYED in request.headers)
+            self._log.record(passport(self._digest, ulid), answer, replayed)
 
     def _infer_fails(self, request: Request, status: int, message: str, fields: bytes = b"") -> None:
         self.metrics.codes[status] += 1

@@ -33,7 +33,8 @@ class Metrics:
     ) -> None:
         self._facts, self._depth = facts, depth
         self.codes: Counter[int] = Counter()
-        self.labels: Counter[str] = Counter(dict.fromkeys(classes, 0))
+        # Of live requests and of replayed ones: what is replayed is distributed as the holdout, not as the traffic.
+        self.labels, self.replayed_labels = (Counter(dict.fromkeys(classes, 0)) for _ in range(2))
         self.seconds, self.batch_rows = Histogram(SECONDS), Histogram(BATCH_ROWS)
         self.rows = self.unlogged = self.cache_hits = self.cache_misses = 0
 
@@ -48,7 +49,9 @@ class Metrics:
         yield from family("drydock_requests", "counter", "Inference requests by answer code")
         yield from (f'drydock_requests_total{{code="{code}"}} {n}.0' for code, n in sorted(self.codes.items()))
         yield from family("drydock_answers", "counter", "Rows answered by class")
-        yield from (f"drydock_answers_total{labels({'label': k})} {n}.0" for k, n in self.labels.items())
+        for replayed, counted in (("false", self.labels), ("true", self.replayed_labels)):
+            for name, count in counted.items():
+                yield f"drydock_answers_total{labels({'label': name, 'replayed': replayed})} {count}.0"
         yield from histogram(
             "drydock_request_seconds",
             "Time from the request's head to its answer, successful inference only",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from typing import Any, NamedTuple
 
 import msgspec
@@ -28,6 +29,7 @@ INPUT_FIELDS = frozenset(("name", "shape", "datatype", "parameters", "data"))
 BIG_FIELDS = frozenset(("inputs", "data"))
 PARSED = (simdjson.Array, simdjson.Object)
 DATA = b'"data"'
+FIRST_ID = re.compile(rb'\{"id": ?"([A-Za-z0-9_.:-]{1,128})", ?(?=")')
 MAX_FRAMES, MAX_FRAME_BYTES = 64, 2048
 
 
@@ -48,8 +50,8 @@ class Answer(NamedTuple):
 
 class Reader:
     """Reads inference requests for one feature, each on its own; but what clients say again and again around their
-    numbers is read once. A *frame* is a body without the list of its data: known are those that ``read_infer`` takes
-    with that list empty, so that only the list is left to be read."""
+    numbers is read once. A *frame* is a body without the list of its data and without an id at its very beginning:
+    known are those that ``read_infer`` takes with that list empty, so that only the list is left to be read."""
 
     def __init__(self, feature: Feature, max_rows: int) -> None:
         self._feature, self._max_rows = feature, max_rows
@@ -63,7 +65,8 @@ class Reader:
     def _read_framed(self, body: bytes) -> InferRequest | None:
         start = body.find(b"[", body.find(DATA) + len(DATA))
         end = body.find(b"]", start) + 1
-        frame = (body[:start], body[end:])
+        first = FIRST_ID.match(body, 0, start)
+        frame = (b"{" + body[first.end() : start] if first else body[:start], body[end:])
         known = self._frames.get(frame) or self._learn(frame)
         if known is None:
             return None
@@ -71,12 +74,13 @@ class Reader:
             values = np.frombuffer(simdjson.Parser().parse(body[start:end]).as_buffer(of_type="d"))
         except (TypeError, ValueError, RuntimeError):
             return None
-        num_rows, width = known.rows
-        return known._replace(rows=values.reshape(known.rows)) if values.size == num_rows * width else None
+        if values.size != known.rows[0] * known.rows[1]:
+            return None
+        return InferRequest(first[1].decode() if first else None, values.reshape(known.rows), known.outputs)
 
     def _learn(self, frame: tuple[bytes, bytes]) -> InferRequest | None:
-        """Remember a frame; its request's rows are their shape. An id differs each time, a backslash may hide a name,
-        and with another mark of data the list might be another one."""
+        """Remember a frame; its request's rows are their shape. An id elsewhere differs each time, a backslash may
+        hide a name, and with another mark of data the list might be another one."""
         around = b"[]".join(frame)
         if len(around) > MAX_FRAME_BYTES or b'"id"' in around or b"\\" in around or around.count(DATA) != 1:
             return None

@@ -215,6 +215,18 @@ def test_drained_replicas_are_none_at_once_and_can_be_started_again(subject, ser
     assert [replica.running for replica in subject.start(service(2))] == [True, True]
 
 
+def test_what_is_drained_and_still_answers_is_not_waited_for(subject, service):
+    """A server that has a long request: told to end, it takes its time, and new ones are wanted now."""
+    slow = "trap 'sleep 5; exit' TERM; while :; do sleep 0.05; done"
+    lasting = service(1).model_copy(update={"command": ("sh", "-c", slow, "server", "{port}")})
+    subject.start(lasting)
+    time.sleep(0.3)
+    subject.drain(lasting.name)
+    began = time.monotonic()
+    assert [replica.running for replica in subject.start(lasting)] == [True]
+    assert time.monotonic() - began < 4
+
+
 def test_an_unknown_service_has_no_replicas(subject):
     assert subject.replicas("nobody") == ()
     subject.stop("nobody")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.release.evidence import Counts, answer_shift, measurements, plus, since, verdict_on
+from tasks.release.evidence import REPLAYED, Counts, answer_shift, measurements, plus, since, verdict_on
 from tasks.release.sequential import bounds
 from tasks.spec.workload import Rollout
 
@@ -119,6 +119,18 @@ def test_the_shift_of_answers_is_what_chance_does_not_explain():
         shifts.append(answer_shift(*({x: s.count(x) for x in set(s)} for s in (one, other))))
     assert statistics.mean(shifts) < 0.03
     assert max(shifts) < 0.2
+
+
+def test_live_and_replayed_answers_are_compared_apart():
+    """Clients ask one thing over and over, and a canary of 5 % has mostly the holdout in its mix."""
+    holdout = {f"{REPLAYED}{k}": 20 for k in range(10)}
+    champion = Counts(requests=2200, answers={"7": 2000} | holdout)
+    for candidate, shifted in (({"7": 100} | holdout, False), (holdout, False), ({"3": 100} | holdout, True)):
+        found = {m.metric: m for m in measurements(PLAN, Counts(requests=300, answers=candidate), champion)}
+        assert (found["answer_shift"].low > 0.3) is shifted
+    few = {name: count // 4 for name, count in holdout.items()}
+    found = {m.metric: m for m in measurements(PLAN, Counts(requests=90, answers={"7": 40} | few), champion)}
+    assert (found["answer_shift"].low, found["answer_shift"].high) == (0, 1), "neither kind is known yet"
 
 
 # --- evidence: how soon, and how seldom wrongly ---------------------------------------------------------------

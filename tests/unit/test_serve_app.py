@@ -441,7 +441,8 @@ def test_answers_are_counted_by_class(digits, serve):
     found = served("POST", INFER, json=body(digits.rows)).json()["outputs"][0]["data"]
     text = served("GET", "/metrics").text
     for label in {*found, "0"}:
-        assert f'drydock_answers_total{{label="{label}"}} {found.count(label)}.0' in text
+        assert f'drydock_answers_total{{label="{label}",replayed="false"}} {found.count(label)}.0' in text
+        assert f'drydock_answers_total{{label="{label}",replayed="true"}} 0.0' in text
     assert 'drydock_batch_rows_bucket{le="4.0"} 1.0' in text
 
 

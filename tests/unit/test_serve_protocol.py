@@ -212,11 +212,11 @@ def outcome(read_body, body: bytes) -> list:
 
 
 @settings(deadline=None)
-@given(st.integers(0, 140), st.integers(0, 6), st.text('[]{},:"0123456789.\\e-Nadt ', max_size=6))
-def test_what_is_read_by_its_frame_is_read_as_ever(start, length, change):
+@given(st.booleans(), st.integers(0, 140), st.integers(0, 6), st.text('[]{},:"0123456789.\\e-Nadti ', max_size=6))
+def test_what_is_read_by_its_frame_is_read_as_ever(has_id, start, length, change):
     """Whatever a client changes in a body whose frame is known: the quick way and the careful one agree."""
     reader = Reader(IMAGE, 4)
-    usual = json.dumps(one()).encode()
+    usual = json.dumps(({"id": "a-1"} if has_id else {}) | one()).encode()
     assert outcome(lambda body: reader(body, None), usual) == outcome(
         lambda body: read_infer(body, None, IMAGE, 4), usual
     )
@@ -236,12 +236,21 @@ def test_what_is_read_by_its_frame_is_read_as_ever(start, length, change):
         '"data":[0,1,2]',
         '"data":["]",1,2,3]',
         '"data":[1,2,3,4,null]',
+        '"data":[1,2,3,4],"id":"b"',
     ],
 )
 def test_a_frame_hides_nothing(tensor):
     body = f'{{"inputs":[{{"name":"input","shape":[1,4],"datatype":"FP32",{tensor}}}]}}'.encode()
     reader, wanted = Reader(IMAGE, 4), outcome(lambda body: read_infer(body, None, IMAGE, 4), body)
     assert [outcome(lambda body: reader(body, None), body) for _ in range(3)] == [wanted] * 3
+
+
+def test_each_request_of_a_known_frame_keeps_its_own_id():
+    reader = Reader(IMAGE, 4)
+    for number in ("a", "b-2", None, "c:3"):
+        body = json.dumps(({"id": number} if number else {}) | one(), separators=(",", ":")).encode()
+        assert reader(body, None).id == number
+    assert len(reader._frames) == 1, "the id is no part of the frame"
 
 
 def binary_request(tensor, raw: bytes) -> tuple[bytes, int]:
