@@ -41,8 +41,14 @@ def cli() -> None:
 @cli.command()
 @click.argument("workload", default="digits")
 @click.option("--services-only", is_flag=True, help="start the services without a run")
-def up(workload: str, services_only: bool) -> None:
+@click.option("--secrets-only", is_flag=True, help="start nothing; make the secrets that docker-compose.yaml mounts")
+def up(workload: str, services_only: bool, secrets_only: bool) -> None:
     """Start Airflow, MLflow and the gateway; take WORKLOAD to a live model if it has none; ask it once."""
+    if secrets_only:
+        from tasks.command.secrets import write_secrets
+
+        say(write_secrets(Site().home))
+        return
     from tasks.command.up import bring_up
 
     bring_up(Site(), None if services_only else workload, say)
