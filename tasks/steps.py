@@ -83,7 +83,7 @@ def _gang(request: r.TrainRequest, site: Site) -> Any:
     """Where the ranks run; None: as children of this process."""
     if site.settings.training_engine == "process":
         return None
-    from tasks.train.containers import Containers
+    from tasks.gangs import Containers
 
     key = job_key("train", request)
     labels = {"workload": request.workload, "step": "train", "key": key}

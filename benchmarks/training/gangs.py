@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks.engines.docker import DockerEngine
+from tasks.gangs import Containers
 from tasks.spec.errors import DrydockError
 from tasks.spec.requests import TrainRequest
 from tasks.store.room import Room
-from tasks.train.containers import Containers
 from tasks.train.fit import RANK_ENVIRONMENT, fit
 
 KEY = "train-of-a-benchmark"
@@ -39,7 +39,8 @@ def digits(base: Path, epochs: int, hidden: tuple[int, ...] = (256, 256), **trai
         pq.write_table(pa.table({"row_id": list(range(n)), **columns}), room.begin() / "data.parquet")
         ref = room.publish({})
     recipe = {"kind": "mlp", "hidden": list(hidden)}
-    asked = {"recipe": recipe, "batch_size": 16, "ranks": 2, "stopping": {"max_epochs": epochs, "patience_epochs": epochs}}
+    stopping = {"max_epochs": epochs, "patience_epochs": epochs}
+    asked = {"recipe": recipe, "batch_size": 16, "ranks": 2, "stopping": stopping}
     request = {
         "workload": "digits",
         "dataset": ref.model_dump(),
@@ -121,13 +122,13 @@ class Alongside:
 
     def __init__(self, start: Callable[[], Watched]) -> None:
         self.found: list[Watched] = []
-        self.errors: list[BaseException] = []
+        self.errors: list[DrydockError] = []
         self._thread = threading.Thread(target=self._run, args=(start,))
 
     def _run(self, start: Callable[[], Watched]) -> None:
         try:
             self.found.append(start())
-        except BaseException as error:
+        except DrydockError as error:
             self.errors.append(error)
 
     def __enter__(self) -> Alongside:

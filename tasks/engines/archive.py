@@ -17,19 +17,20 @@ from tasks.spec.errors import IntegrityLost
 CHUNK_BYTES = 1 << 20
 
 
-def pack(folder: Path, uid: int) -> IO[bytes]:
-    """Return a folder's files as an open tar file, owned by ``uid``; hidden ones (work in progress) stay here."""
+def pack(folder: Path, name: str, uid: int) -> IO[bytes]:
+    """Return a folder as an open tar file, called ``name`` in it and owned by ``uid``; what is hidden (work in
+    progress) stays here."""
     stream = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        archive.addfile(_entry(".", uid, tarfile.DIRTYPE))
+        archive.addfile(_entry(name, uid, tarfile.DIRTYPE))
         for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder)
-            if any(part.startswith(".") for part in name.parts) or path.is_symlink():
+            inside = path.relative_to(folder)
+            if any(part.startswith(".") for part in inside.parts) or path.is_symlink():
                 continue
             if path.is_dir():
-                archive.addfile(_entry(str(name), uid, tarfile.DIRTYPE))
+                archive.addfile(_entry(f"{name}/{inside}", uid, tarfile.DIRTYPE))
             elif path.is_file():
-                entry = _entry(str(name), uid, tarfile.REGTYPE, path.stat().st_size)
+                entry = _entry(f"{name}/{inside}", uid, tarfile.REGTYPE, path.stat().st_size)
                 with path.open("rb") as content:
                     archive.addfile(entry, content)
     stream.seek(0)

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tasks.engines.protocol import ROOM, Job, Limits, Service
+from tasks.engines.protocol import MOUNT, ROOM, Job, Limits, Service
 from tasks.spec.value import Value
 
 # The user that images/ makes; it owns what lies in a node's room.
@@ -60,7 +60,7 @@ def _node(job: Job, node: int, name: str, image: str, site: str, devices: tuple[
     environment = {key: _filled(value, replace) for key, value in job.environment.items()}
     host = host_rules(job.limits) | {
         "NetworkMode": name,
-        "Mounts": [{"Type": "volume", "Source": name, "Target": ROOM}],
+        "Mounts": [{"Type": "volume", "Source": name, "Target": MOUNT}],
         "RestartPolicy": {"Name": "no"},
     }
     if devices:

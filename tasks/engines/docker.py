@@ -10,46 +10,29 @@ attempt, so the next one goes on from its checkpoints, and goes with the job.
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tasks.engines import archive
-from tasks.engines.container import LABEL, STOP_SECONDS, UID, Gang, gang_name, render_gang, render_replica, site_id
+from tasks.engines.container import LABEL, UID, Gang, gang_name, render_gang
 from tasks.engines.container_logs import Gathered, entries
-from tasks.engines.docker_client import connect, tolerating_missing, translated
+from tasks.engines.docker_client import ALIVE, each, tolerating_missing, translated
+from tasks.engines.docker_services import DockerServices
 from tasks.engines.images import digest_of_image
-from tasks.engines.ports import HOST, choose_port, is_free
-from tasks.engines.protocol import ROOM, Job, JobState, JobStatus, Replica, Service
+from tasks.engines.protocol import MOUNT, ROOM, Job, JobState, JobStatus
 from tasks.spec.errors import BadRequest
-from tasks.store.files import exclusive
 
 STAGED = "staged"
 OUT_OF_MEMORY = "out of memory"
 LOST = "lost"
-# Containers that were created and not started, or run in any way.
-ALIVE = ("created", "running", "paused", "restarting")
 
 
-class DockerEngine:
+class DockerEngine(DockerServices):
     """Jobs and services as containers; both protocols, and rooms by value.
 
     Every method may be called from any thread or process. All raise TryAgain where the daemon does not answer.
     """
-
-    def __init__(self, home: Path) -> None:
-        self.home, self.site = home, site_id(home)
-        self._folder = home / "containers"
-
-    @cached_property
-    def api(self) -> Any:
-        return connect()
-
-    # --- jobs ---
 
     def render(self, job: Job) -> Gang:
         """Return a job's requests for the daemon.
@@ -67,18 +50,18 @@ class DockerEngine:
             BadRequest: an image that is not allowed or not in the daemon, more memory or GPUs than there are.
         """
         handle, gang = f"job-{job.key}", self.render(job)
-        with self._lock(job.key), translated(f"job {job.key}"):
+        with self.lock(job.key), translated(f"job {job.key}"):
             found = self._containers(job.key)
             if _status(found).state in (JobState.RUNNING, JobState.SUCCEEDED) and not _halfway(found):
                 return handle
             self._check(job)
             self._gather(handle, found)
-            self._remove(found)
+            self.remove(found)
             self._log(handle).begin(Path(job.folder) / "job.log")
             try:
                 self._launch(job, gang)
             except BaseException:
-                self._remove(self._containers(job.key))
+                self.remove(self._containers(job.key))
                 raise
         return handle
 
@@ -91,7 +74,7 @@ class DockerEngine:
         """Return what all nodes printed from byte ``since`` on, at most 1 MiB, and the offset to go on from."""
         if not _is_handle(handle):
             return "", since
-        with self._lock(_key(handle)), translated(handle):
+        with self.lock(_key(handle)), translated(handle):
             self._gather(handle, self._containers(_key(handle)))
             return self._log(handle).read(since)
 
@@ -99,11 +82,11 @@ class DockerEngine:
         """End all nodes (SIGTERM, SIGKILL after 10 s) and remove containers, network and volume; the log stays."""
         if not _is_handle(handle):
             return
-        with self._lock(_key(handle)), translated(handle):
+        with self.lock(_key(handle)), translated(handle):
             found = self._containers(_key(handle))
-            _each(found, lambda one: self._stop(one["Id"]))
+            each(found, lambda one: self.stop_container(one["Id"]))
             self._gather(handle, found)
-            self._remove(found)
+            self.remove(found)
             self._remove_room(_key(handle))
 
     def forget(self, handle: str) -> None:
@@ -117,7 +100,7 @@ class DockerEngine:
         self.cancel(handle)
 
     def fetch(self, handle: str, path: str, target: Path) -> bool:
-        """Copy ``/room/<path>`` to ``target``; False where it is not there. ``target`` is complete or absent."""
+        """Copy ``<path>`` in the room to ``target``; False where it is not there. ``target`` is complete or absent."""
         with translated(handle):
             for one in self._containers(_key(handle))[:1]:
                 with tolerating_missing():
@@ -125,57 +108,6 @@ class DockerEngine:
                     archive.unpack(chunks, target)
                     return True
         return False
-
-    # --- services ---
-
-    def start(self, service: Service) -> tuple[Replica, ...]:
-        """Start the replicas that don't run, end those beyond the count, and return the rest."""
-        image = digest_of_image(service.image, self.home)
-        with self._lock(f"service-{service.name}"), translated(f"service {service.name}"):
-            network = self._serving_network()
-            known = {int(one["Labels"][f"{LABEL}.index"]): one for one in self._replicas(service.name)}
-            self._remove([one for index, one in known.items() if index >= service.replicas])
-            for index in range(service.replicas):
-                if index not in known or known[index]["State"] not in ("running", "restarting"):
-                    self._start_replica(service, index, known.get(index), image, network)
-            return self.replicas(service.name)
-
-    def replicas(self, name: str | None = None) -> tuple[Replica, ...]:
-        """Return the replicas of one service, or of all, by service and index."""
-        with translated("services"):
-            found = [_replica(one) for one in self._replicas(name)]
-        return tuple(sorted(found, key=lambda replica: (replica.service, replica.index)))
-
-    def drain(self, name: str) -> None:
-        """Tell all replicas to end and return: they answer what they have, and are no replicas any more. Those that
-        ended since an earlier drain are cleared away. Idempotent."""
-        with self._lock(f"service-{name}"), translated(f"service {name}"):
-            for one in self._replicas(name):
-                with tolerating_missing():
-                    self.api.update_container(one["Id"], restart_policy={"Name": "no"})
-                    self.api.rename(one["Id"], f"{LABEL}-{self.site}-draining-{one['Id'][:12]}")
-                    self.api.kill(one["Id"], "SIGTERM")
-            self._remove([one for one in self._draining() if one["State"] not in ALIVE])
-
-    def stop(self, name: str) -> None:
-        """End all replicas at once (SIGTERM, SIGKILL after 10 s) and remove the service. Idempotent."""
-        with self._lock(f"service-{name}"), translated(f"service {name}"):
-            label = f"{LABEL}.service"
-            found = [*self._replicas(name), *(one for one in self._draining() if one["Labels"][label] == name)]
-            _each(found, lambda one: self._stop(one["Id"]))
-            self._remove(found)
-
-    def remove_all(self) -> None:
-        """Remove every container, network and volume of this state folder: what ``down`` leaves."""
-        with translated("containers"):
-            self._remove(self._list())
-            own = {"label": f"{LABEL}.site={self.site}"}
-            for network in self.api.networks(filters=own):
-                self.api.remove_network(network["Id"])
-            for volume in self.api.volumes(filters=own)["Volumes"] or []:
-                self.api.remove_volume(volume["Name"], force=True)
-
-    # --- how ---
 
     def _launch(self, job: Job, gang: Gang) -> None:
         """Make network, room and containers, bring the room over, then start all nodes."""
@@ -188,21 +120,21 @@ class DockerEngine:
             self.api.create_container_from_config(request, name)["Id"] for name, request in gang.containers.items()
         ]
         self._stage(ids[0], job)
-        for each in ids:
-            self.api.start(each)
+        for container in ids:
+            self.api.start(container)
 
     def _stage(self, container: str, job: Job) -> None:
         """Copy the room into the job's volume, its mark last; a room that is there whole is gone on with."""
         with tolerating_missing():
-            self.api.get_archive(container, f"{ROOM}/{STAGED}")
+            self.api.get_archive(container, f"{MOUNT}/{STAGED}")
             return
         source = Path(job.room) if job.room else self._nothing()
-        with archive.pack(source, UID) as stream:
-            self.api.put_archive(container, ROOM, stream)
-        self.api.put_archive(container, ROOM, archive.pack_file(STAGED, job.key.encode(), UID))
+        with archive.pack(source, Path(ROOM).name, UID) as stream:
+            self.api.put_archive(container, MOUNT, stream)
+        self.api.put_archive(container, MOUNT, archive.pack_file(STAGED, job.key.encode(), UID))
 
     def _nothing(self) -> Path:
-        empty = self._folder / "empty"
+        empty = self.folder / "empty"
         empty.mkdir(parents=True, exist_ok=True)
         return empty
 
@@ -226,54 +158,13 @@ class DockerEngine:
         if key is None:
             return []
         found = []
-        for one in self._list(f"{LABEL}.job={key}"):
+        for one in self.list(f"{LABEL}.job={key}"):
             with tolerating_missing():
                 found.append(self.api.inspect_container(one["Id"]))
         return sorted(found, key=lambda one: int(_label(one, "rank")))
 
-    def _replicas(self, name: str | None) -> list[dict[str, Any]]:
-        label = f"{LABEL}.service" + (f"={name}" if name else "")
-        return [one for one in self._list(label) if not _is_draining(one)]
 
-    def _draining(self) -> list[dict[str, Any]]:
-        return [one for one in self._list(f"{LABEL}.service") if _is_draining(one)]
 
-    def _list(self, *labels: str) -> list[dict[str, Any]]:
-        wanted = [f"{LABEL}.site={self.site}", *labels]
-        return list(self.api.containers(all=True, filters={"label": wanted}))
-
-    def _start_replica(
-        self, service: Service, index: int, known: dict[str, Any] | None, image: str, network: str
-    ) -> None:
-        # The port is taken once the container exists, so two starters choose one after the other.
-        with self._lock("ports"):
-            before = int(known["Labels"][f"{LABEL}.port"]) if known else None
-            taken = {replica.port for replica in self.replicas()}
-            self._remove([known] if known else [])
-            port = before if before and is_free(before) else choose_port(taken)
-            request = render_replica(service, index, port, image, self.site, network)
-            name = f"{LABEL}-{self.site}-svc-{service.name}-{index}"
-            self.api.start(self.api.create_container_from_config(request, name)["Id"])
-
-    def _serving_network(self) -> str:
-        name = f"{LABEL}-{self.site}-serving"
-        if not self.api.networks(names=[name]):
-            self.api.create_network(name, driver="bridge", labels={f"{LABEL}.site": self.site})
-        return name
-
-    def _stop(self, container: str) -> None:
-        with tolerating_missing():
-            # A container that is paused can't hear a signal.
-            if self.api.inspect_container(container)["State"]["Paused"]:
-                self.api.unpause(container)
-            self.api.stop(container, timeout=STOP_SECONDS)
-
-    def _remove(self, containers: list[dict[str, Any]]) -> None:
-        def remove(one: dict[str, Any]) -> None:
-            with tolerating_missing():
-                self.api.remove_container(one["Id"], force=True, v=False)
-
-        _each(containers, remove)
 
     def _remove_room(self, key: str) -> None:
         for network in self.api.networks(filters={"label": [f"{LABEL}.site={self.site}", f"{LABEL}.job={key}"]}):
@@ -297,10 +188,9 @@ class DockerEngine:
             yield from entries(self.api.logs(container, stream=True, follow=False, timestamps=True, **since))
 
     def _log(self, handle: str) -> Gathered:
-        return Gathered(self._folder / "logs", handle)
+        return Gathered(self.folder / "logs", handle)
 
-    def _lock(self, name: str) -> contextlib.AbstractContextManager[None]:
-        return exclusive(self._folder / "locks" / name)
+
 
 
 def _status(found: list[dict[str, Any]]) -> JobStatus:
@@ -326,22 +216,6 @@ def _halfway(found: list[dict[str, Any]]) -> bool:
     return any(one["State"]["Status"] == "created" for one in found)
 
 
-def _replica(one: dict[str, Any]) -> Replica:
-    labels = one["Labels"]
-    return Replica(
-        service=labels[f"{LABEL}.service"],
-        index=int(labels[f"{LABEL}.index"]),
-        host=HOST,
-        port=int(labels[f"{LABEL}.port"]),
-        running=one["State"] == "running",
-        labels=json.loads(labels[f"{LABEL}.facts"]),
-    )
-
-
-def _is_draining(one: dict[str, Any]) -> bool:
-    return any("-draining-" in name for name in one["Names"])
-
-
 def _label(one: dict[str, Any], name: str) -> str:
     return str(one["Config"]["Labels"][f"{LABEL}.{name}"])
 
@@ -361,10 +235,3 @@ def _unix(time: str) -> float:
 
     whole, _, fraction = time.partition(".")
     return dt.datetime.fromisoformat(whole).replace(tzinfo=dt.UTC).timestamp() + float(f"0.{fraction}") - 0.001
-
-
-def _each(items: list[Any], work: Callable[[Any], None]) -> None:
-    """Do the same to all, side by side: the waits of a gang's nodes must not add up."""
-    if items:
-        with ThreadPoolExecutor(min(16, len(items))) as pool:
-            list(pool.map(work, items))

@@ -1,15 +1,22 @@
-"""The Docker SDK at its seam: the connection, and its errors as ours."""
+"""The Docker SDK at its seam: the connection, its errors as ours, and a state folder's own containers."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from tasks.engines.container import LABEL, STOP_SECONDS, site_id
 from tasks.spec.errors import BadRequest, TryAgain
+from tasks.store.files import exclusive
 
 SECONDS = 60
+# Containers that were created and not started, or run in any way.
+ALIVE = ("created", "running", "paused", "restarting")
 SOCKET = "unix:///var/run/docker.sock"
 
 
@@ -65,3 +72,49 @@ def tolerating_missing() -> Iterator[None]:
         if error.status_code == 409 and "removal" in str(error.explanation):
             return  # is being removed
         raise
+
+
+class Daemon:
+    """The containers of one state folder on a Docker daemon, known by their labels."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.site, self.folder = home, site_id(home), home / "containers"
+
+    @cached_property
+    def api(self) -> Any:
+        return connect()
+
+    def stop_container(self, container: str) -> None:
+        with tolerating_missing():
+            # A container that is paused can't hear a signal.
+            if self.api.inspect_container(container)["State"]["Paused"]:
+                self.api.unpause(container)
+            self.api.stop(container, timeout=STOP_SECONDS)
+    def remove(self, containers: list[dict[str, Any]]) -> None:
+        def remove(one: dict[str, Any]) -> None:
+            with tolerating_missing():
+                self.api.remove_container(one["Id"], force=True, v=False)
+
+        each(containers, remove)
+    def list(self, *labels: str) -> list[dict[str, Any]]:
+        wanted = [f"{LABEL}.site={self.site}", *labels]
+        return list(self.api.containers(all=True, filters={"label": wanted}))
+    def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return exclusive(self.folder / "locks" / name)
+
+    def remove_all(self) -> None:
+        """Remove every container, network and volume of this state folder: what ``down`` leaves."""
+        with translated("containers"):
+            self.remove(self.list())
+            own = {"label": f"{LABEL}.site={self.site}"}
+            for network in self.api.networks(filters=own):
+                self.api.remove_network(network["Id"])
+            for volume in self.api.volumes(filters=own)["Volumes"] or []:
+                self.api.remove_volume(volume["Name"], force=True)
+
+
+def each(items: list[Any], work: Callable[[Any], None]) -> None:
+    """Do the same to all, side by side: the waits of a gang's nodes must not add up."""
+    if items:
+        with ThreadPoolExecutor(min(16, len(items))) as pool:
+            list(pool.map(work, items))

@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 
 from tasks.spec.value import Value
 
-# What a container's command may write in a node's room, and where it finds what was staged there.
-ROOM = "/room"
+# Where a container finds its room, which it may write: a folder of the volume, because a volume's own root is root's.
+MOUNT, ROOM = "/drydock", "/drydock/room"
 
 
 class Limits(Value):
@@ -43,7 +43,7 @@ class Job(Value):
     nodes: int = Field(default=1, ge=1)
     attempt: int = Field(default=1, ge=1, description="the fencing token: which start of this key it is")
     image: str | None = Field(default=None, description="a container's: its name on the list of allowed images")
-    room: str | None = Field(default=None, description="a folder that a container finds as /room, copied by value")
+    room: str | None = Field(default=None, description="a folder that a container finds as ROOM, copied by value")
     limits: Limits = Limits()
 
     @model_validator(mode="after")
@@ -93,7 +93,7 @@ class RoomEngine(JobEngine, Protocol):
     """An engine whose nodes have no disk in common with us: rooms go there and come back by value."""
 
     def fetch(self, handle: str, path: str, target: Path) -> bool:
-        """Copy ``/room/<path>`` of node 0 to ``target`` (a file, or a folder's content); False where it is not
+        """Copy ``<path>`` in the room of node 0 to ``target`` (a file, or a folder's content); False where it is not
         there. ``target`` is complete or absent."""
 
 

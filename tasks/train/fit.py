@@ -2,7 +2,7 @@
 
 The gang lives and dies together: when a rank dies, all go on from the last whole checkpoint. Where it runs is the
 ``gang``'s affair: children of this process (here; they die with it, and the next attempt goes on in the same folder),
-or containers (``tasks.train.containers``).
+or containers (``tasks.gangs``).
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from tasks.engines.docker import DockerEngine
+from tasks.gangs import Containers, gang_job
 from tasks.spec.errors import BadRequest, DrydockError, TryAgain
-from tasks.train.containers import Containers, gang_job
 from tasks.train.fit import fit
 
 pytestmark = pytest.mark.timeout(180)
@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 from tasks.engines.docker import DockerEngine
 from tasks.spec.requests import TrainRequest
-from tasks.train.containers import Containers
+from tasks.gangs import Containers
 from tasks.train.fit import fit
 request = TrainRequest.model_validate_json(Path(sys.argv[1]).read_text())
 gang = Containers(DockerEngine(Path(sys.argv[3])), sys.argv[4], {"workload": "digits"})
@@ -74,7 +74,7 @@ class Bench:
         return found
 
     def volume(self) -> Path:
-        return Path(self.engine.api.inspect_volume(f"drydock-{self.engine.site}-{KEY}")["Mountpoint"])
+        return Path(self.engine.api.inspect_volume(f"drydock-{self.engine.site}-{KEY}")["Mountpoint"]) / "room"
 
     def left(self) -> list[str]:
         own = {"label": f"drydock.site={self.engine.site}"}

@@ -49,7 +49,7 @@ def test_a_gang_is_one_network_one_volume_and_a_container_a_node():
         "Image": IMAGE,
         "Hostname": "node-1",
         "User": "10001:10001",
-        "WorkingDir": "/room",
+        "WorkingDir": "/drydock/room",
         "Entrypoint": [],
         "Cmd": ["python3", "-m", "gang", "--node=1", "node-0:29400"],
         "Env": ["A=1", "B=1"],
@@ -69,7 +69,7 @@ def test_a_gang_is_one_network_one_volume_and_a_container_a_node():
             "Init": True,
             "LogConfig": {"Type": "json-file", "Config": {"max-size": "64m", "max-file": "2"}},
             "NetworkMode": name,
-            "Mounts": [{"Type": "volume", "Source": name, "Target": "/room"}],
+            "Mounts": [{"Type": "volume", "Source": name, "Target": "/drydock"}],
             "RestartPolicy": {"Name": "no"},
         },
         "NetworkingConfig": {"EndpointsConfig": {name: {"Aliases": ["node-1"]}}},
@@ -146,9 +146,10 @@ def made(tmp_path: Path) -> Path:
 
 def test_a_room_goes_over_and_comes_back(tmp_path):
     source = made(tmp_path)
-    with archive.pack(source, 10001) as stream, tarfile.open(fileobj=stream) as packed:
+    with archive.pack(source, "room", 10001) as stream, tarfile.open(fileobj=stream) as packed:
         names = {entry.name: entry for entry in packed}
-        assert set(names) == {".", "arrays", "arrays/x.npy", "train.json"}, "neither work in progress nor a link"
+        files = {"room", "room/arrays", "room/arrays/x.npy", "room/train.json"}
+        assert set(names) == files, "neither work in progress nor a link"
         assert {entry.uid for entry in names.values()} == {10001}
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as back:

@@ -99,7 +99,7 @@ def gang_job(
     memory = train.ranks * asked.memory_bytes
     return Job(
         key=key,
-        command=("python3", "-m", "tasks.train.gang", *options, ROOM),
+        command=("python", "-m", "tasks.train.gang", *options, ROOM),
         environment=ENVIRONMENT | own,
         folder=str(folder.parent / "logs" / key),
         labels=labels,
