@@ -6,7 +6,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,9 +79,21 @@ def starts_at(line: dict[str, float]) -> float:
     return line["at_ms"] / 1000 - line["seconds"]
 
 
-def in_containers(request: TrainRequest, folder: Path, engine: DockerEngine, tell: Callable[[str], None]) -> Watched:
+def in_containers(
+    request: TrainRequest,
+    folder: Path,
+    engine: DockerEngine,
+    tell: Callable[[str], None],
+    heard: Callable[[dict[str, float]], None] = lambda line: None,
+) -> Watched:
+    """Train in containers; ``heard`` gets each epoch's line as it comes."""
     watched = Watched(folder)
-    fit(request, folder, None, watched.heard, Containers(engine, KEY, {"workload": "bench"}, tell))
+
+    def on_epoch(line: dict[str, float]) -> None:
+        watched.heard(line)
+        heard(line)
+
+    fit(request, folder, None, on_epoch, Containers(engine, KEY, {"workload": "bench"}, tell))
     return watched
 
 
@@ -115,28 +126,6 @@ def bare(request: TrainRequest, folder: Path) -> Watched:
     watched = Watched(folder)
     fit(request, folder, None, watched.heard, Bare())
     return watched
-
-
-class Alongside:
-    """A training that runs in a thread while something is done to it."""
-
-    def __init__(self, start: Callable[[], Watched]) -> None:
-        self.found: list[Watched] = []
-        self.errors: list[DrydockError] = []
-        self._thread = threading.Thread(target=self._run, args=(start,))
-
-    def _run(self, start: Callable[[], Watched]) -> None:
-        try:
-            self.found.append(start())
-        except DrydockError as error:
-            self.errors.append(error)
-
-    def __enter__(self) -> Alongside:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.join()
 
 
 def pids_of_ranks(engine: DockerEngine) -> list[int]:

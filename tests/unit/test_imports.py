@@ -33,6 +33,7 @@ HOMES = {
     "dvc": ("tasks/data/version",),
     "airflow": ("tasks/orchestrate/", "dags/"),
     "torch": ("tasks/train/", "tasks/compress/"),
+    "docker": ("tasks/engines/",),
     "fastapi": ("tasks/orchestrate/",),
 }
 IN_CONTAINERS = ("spec", "store", "serve", "train", "gate")
