@@ -82,7 +82,7 @@ class Containers(NamedTuple):
             raise DrydockError(
                 f"training: the gang failed {MAX_STARTS} times, the last time: {why}; {_kept(folder)}; its log is above"
             )
-        how = f"with a {accumulate}th of the micro-batch" if starved else "from its last whole checkpoint"
+        how = f"with each rank's batch in {accumulate} parts" if starved else "from its last whole checkpoint"
         self.tell(f"training {self.key}: the gang failed ({why}); it starts again {how}")
         time.sleep(BACKOFF_SECONDS * 2**start)
         return accumulate
@@ -152,17 +152,25 @@ class Followed:
             self.mirror()
 
     def mirror(self) -> None:
-        """Copy the newest checkpoint here, if it is whole; the one before stays until then."""
+        """Copy the newest whole checkpoint here; those that are here stay until then."""
         self.mirrored_at = time.monotonic()
-        newest = self.history.seen
-        target = self.folder / "checkpoints" / f"epoch-{newest:05d}"
+        # The newest epoch's may be rotten, dropped meanwhile, or never have fitted on the disk.
+        for epoch in range(self.history.seen, max(self.history.seen - 3, 0), -1):
+            target = self.folder / "checkpoints" / f"epoch-{epoch:05d}"
+            if target.exists() or self._bring(f"checkpoints/{target.name}", target):
+                return
+
+    def _bring(self, path: str, target: Path) -> bool:
+        """Fetch a folder with a manifest; return whether it came whole."""
         incoming = self.folder / "incoming" / target.name
-        if not newest or target.exists() or not self.engine.fetch(self.handle, f"checkpoints/{target.name}", incoming):
-            return
-        with contextlib.suppress(IntegrityLost):  # rotten, or caught as it was dropped: the one before is kept
+        if not self.engine.fetch(self.handle, path, incoming):
+            return False
+        with contextlib.suppress(IntegrityLost):
             verify(incoming)
             target.parent.mkdir(exist_ok=True)
             incoming.rename(target)
+            return True
+        return False
 
     def bring_back(self, status: JobStatus) -> bool:
         """Fetch the result, or the error that a restart can't help; return whether there is one."""

@@ -62,6 +62,8 @@ class DockerEngine(DockerServices):
                 self._launch(job, gang)
             except BaseException:
                 self.remove(self._containers(job.key))
+                if not found:
+                    self._remove_room(job.key)
                 raise
         return handle
 
@@ -111,7 +113,7 @@ class DockerEngine(DockerServices):
 
     def _launch(self, job: Job, gang: Gang) -> None:
         """Make network, room and containers, bring the room over, then start all nodes."""
-        if not self.api.networks(filters={"label": f"{LABEL}.job={job.key}"}):
+        if not self._networks(job.key):
             self.api.create_network(
                 gang.network["Name"], driver="bridge", internal=True, labels=gang.network["Labels"]
             )
@@ -167,11 +169,15 @@ class DockerEngine(DockerServices):
 
 
     def _remove_room(self, key: str) -> None:
-        for network in self.api.networks(filters={"label": [f"{LABEL}.site={self.site}", f"{LABEL}.job={key}"]}):
+        for network in self._networks(key):
             with tolerating_missing():
                 self.api.remove_network(network["Id"])
         with tolerating_missing():
             self.api.remove_volume(gang_name(self.site, key), force=True)
+
+    def _networks(self, key: str) -> list[dict[str, Any]]:
+        own = [f"{LABEL}.site={self.site}", f"{LABEL}.job={key}"]
+        return list(self.api.networks(filters={"label": own}))
 
     def _gather(self, handle: str, found: list[dict[str, Any]]) -> None:
         log = self._log(handle)
