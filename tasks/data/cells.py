@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from tasks.data.convert import MISSING
@@ -27,12 +28,16 @@ def trim(rule: c.Trim, work: WorkTable) -> None:
 
 def case(rule: c.Case, work: WorkTable) -> None:
     text = work.demand(rule, TEXTS)
-    new = {"lower": text.lower, "upper": text.upper, "title": lambda: _arrow(work, "utf8_title")(text)}[rule.to]()
+    title = _by_text(work, "to_title", str.title)
+    new = {"lower": text.lower(), "upper": text.upper(), "title": title(text)}[rule.to]
     work.change(rule.rule, rule.column, new)
 
 
 def unicode_form(rule: c.UnicodeForm, work: WorkTable) -> None:
-    normal = _arrow(work, "utf8_normalize", form=rule.form)
+    import unicodedata
+
+    # Not Arrow's own: its NFC leaves e and an accent two characters (25.0).
+    normal = _by_text(work, f"to_{rule.form.lower()}", lambda text: unicodedata.normalize(rule.form, text))
     work.change(rule.rule, rule.column, normal(work.demand(rule, TEXTS)))
 
 
@@ -183,15 +188,14 @@ def _finite(number: Any) -> Any:
     return (number.isnan() | number.isinf()).ifelse(None, number)
 
 
-def _arrow(work: WorkTable, name: str, **options: Any) -> Any:
-    """A function of Arrow's on texts that the engine lacks."""
-    import pyarrow.compute as pc
+def _by_text(work: WorkTable, name: str, call: Callable[[str], str]) -> Any:
+    """A function on single texts that the engine lacks, as one on columns."""
+    import pyarrow as pa
 
-    def call(text: Any) -> Any:
-        return getattr(pc, name)(text, **options)
+    def over(texts: Any) -> Any:
+        return pa.array([None if text is None else call(text) for text in texts.to_pylist()], pa.string())
 
-    label = "_".join([name, *(str(value) for value in options.values())]).lower()
-    return work.engine.function(call, label, ("string",), "string")
+    return work.engine.function(over, name, ("string",), "string")
 
 
 def check_pattern(rule: str, pattern: str) -> None:

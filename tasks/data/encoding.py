@@ -17,8 +17,9 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# What is looked for where a file is not UTF-8. More would be guessing among look-alikes.
-CANDIDATES = ["latin_1", "cp1252", "cp1250", "cp1251", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr"]
+# What is looked for where a file is not UTF-8. More would be guessing among look-alikes: cp1250, say, is told from
+# cp1252 by few letters, and has to be declared.
+CANDIDATES = ["latin_1", "cp1252", "cp1251", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr"]
 SAMPLE_BYTES = 256 << 10
 UTF8 = ("utf-8", "utf-8-sig")
 

@@ -24,7 +24,9 @@ class JsonLines:
 
     def header(self) -> list[str]:
         """Return the keys of the first object: a key that a later line lacks is missing there."""
-        for _, record in self._records(Rejects("quarantine")):
+        probe = Rejects(self._rejects.policy)
+        probe.begin(self._name)
+        for _, record in self._records(probe):
             return list(record)
         raise BadRequest(f"{self._name}: holds no JSON object; write one on each line")
 
