@@ -2,7 +2,7 @@
 
 Repair is scored as in the papers: precision over every cell written, recall over all wrong cells. The rules are
 what a person who knows the columns declares; nothing is learnt from the truth. The tables are looked for under
-``DRYDOCK_SHARED_DATA`` (default: ``shared/data`` beside the repository); without them their rows are left out.
+``DRYDOCK_TEST_DATA`` (default: ``shared/data`` beside the repository); without them their rows are left out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TABLES = {
 
 def bench(site: Site) -> list[dict[str, Any]]:
     """Measure; return the rows."""
-    shared = Path(os.environ.get("DRYDOCK_SHARED_DATA") or site.root.parent / "shared" / "data")
+    shared = Path(os.environ.get("DRYDOCK_TEST_DATA") or site.root.parent / "shared" / "data")
     with tempfile.TemporaryDirectory(prefix="drydock-bench-") as base:
         return [*repair_rows(shared, Path(base)), *speed_rows(Path(base))]
 
@@ -41,7 +41,7 @@ def repair_rows(shared: Path, base: Path) -> list[dict[str, Any]]:
     for name, declared in TABLES.items():
         folder = shared / f"dirty_{name}"
         if not (folder / "errors.parquet").is_file():
-            say(f"{name}: skipped, {folder} is not there; set DRYDOCK_SHARED_DATA")
+            say(f"{name}: skipped, {folder} is not there; set DRYDOCK_TEST_DATA")
             continue
         for number, (what, rules, is_judged) in enumerate(declared):
             score = repaired(folder, rules, base / f"{name}{number}")
