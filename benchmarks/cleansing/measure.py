@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MEMORY_BYTES = 512 << 20
+MEMORY_BYTES = 384 << 20
 
 
 class Stage(NamedTuple):

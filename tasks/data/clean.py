@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tasks.spec.clean import CleanRule
 
 OWN_COLUMNS = ("row_id", "label", "split")
-MEMORY_BYTES = 512 << 20
+MEMORY_BYTES = 384 << 20
 
 
 def clean(request: CleanRequest, room: Path, memory_bytes: int = MEMORY_BYTES) -> CleanResult:

@@ -88,7 +88,8 @@ def _rows(source: SqlSource, secrets: Callable[[str], str]) -> Iterator[tuple[li
             result = streaming.exec_driver_sql(source.query)
             if not result.returns_rows:
                 raise BadRequest(f"{NAME}: gives no rows; it must be a SELECT")
-            blocks = ([[_value(item) for item in row] for row in block] for block in result.partitions())
+            # The size is said here too: without it a block is one row.
+            blocks = ([[_value(item) for item in row] for row in block] for block in result.partitions(BATCH_ROWS))
             yield list(result.keys()), blocks
     except sa.exc.SQLAlchemyError as error:
         raise _told(error) from None

@@ -11,8 +11,8 @@ from tasks.spec.errors import IntegrityLost
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CHUNK_BYTES = 64 << 20
-MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 64, 1_000_000
+CHUNK_BYTES = 24 << 20
+MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 64, 250_000
 
 
 class RawRows:

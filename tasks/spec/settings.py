@@ -37,7 +37,7 @@ class Settings(Value):
     mlflow_seconds: int = Field(default=30, ge=1, description="how long MLflow may take to answer a request")
     cores: int = Field(default=2, ge=1, description="device slots of this machine; sizes the pools")
     data_memory_bytes: int = Field(
-        default=512 << 20, ge=128 << 20, description="what cleaning may hold in memory; beyond it, it goes to disk"
+        default=384 << 20, ge=128 << 20, description="what cleaning may hold in memory; beyond it, it goes to disk"
     )
     training_slots: int = Field(default=2, ge=1, description="ranks that may train at once: the training pool")
 
