@@ -29,7 +29,7 @@ name: {name}
 description: Say in one line what the model is for.
 
 data:
-  source: {{kind: files, path: data.csv}}   # CSV or Parquet; relative to this folder, or absolute; globs too
+  source: {{kind: files, path: data.csv}}   # or TSV, JSON lines, Parquet, NPZ; globs too
   feature: {feature}
   label: {{column: label, classes: ["no", "yes"]}}
   clean:

@@ -11,7 +11,8 @@ from typing import Any
 from tasks.site import Site
 from tasks.spec.errors import BadRequest, DrydockError
 from tasks.spec.load import load_workload
-from tasks.spec.workload import SECRET, Workload
+from tasks.spec.source import SECRET, secrets_of
+from tasks.spec.workload import Workload
 from tasks.store.events import record_event
 
 TIMEOUT_SECONDS = 5
@@ -39,8 +40,8 @@ def check_secrets(workload: Workload, site: Site) -> None:
     Raises:
         BadRequest: one does not resolve.
     """
-    for notifier in workload.notify:
-        resolve_secrets(notifier.url, site)
+    for text in (*(notifier.url for notifier in workload.notify), *secrets_of(workload.data.source)):
+        resolve_secrets(text, site)
 
 
 def _secret(name: str, folder: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tasks.notify import resolve_secrets
 from tasks.serve.package import open_package
 from tasks.site import Site
 from tasks.spec import requests as r
@@ -37,13 +38,17 @@ def ingest(workload: Workload, done: Done, site: Site, item: Any = None) -> Valu
     from tasks.data.ingest import resolve
 
     data = workload.data
+    folder = site.workload_folder(workload.name)
     return r.IngestRequest(
         workload=workload.name,
         source=data.source,
-        files=resolve(data.source, site.workload_folder(workload.name)),
+        files=resolve(data.source, folder, lambda text: resolve_secrets(text, site)),
         feature=data.feature,
         label=data.label,
         split_column=data.split.column,
+        columns=data.read_columns,
+        made_columns=data.made_columns,
+        bad_rows=data.bad_rows,
     )
 
 
@@ -63,11 +68,12 @@ def validate_data(workload: Workload, done: Done, site: Site, item: Any = None) 
     from tasks.data.expectations import suites_sha256
 
     data, cleaned = workload.data, done["clean"]
+    unread = done["ingest"]["quarantined_rows"]
     return r.ValidateDataRequest(
         workload=workload.name,
         clean=_room(cleaned),
-        rows_in=cleaned["rows_in"],
-        dropped_rows=cleaned["dropped_rows"],
+        rows_in=cleaned["rows_in"] + unread,
+        dropped_rows=cleaned["dropped_rows"] + unread,
         feature=data.feature,
         label=data.label,
         expectations=data.expectations,

@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tasks.notify import resolve_secrets
 from tasks.site import Site
 from tasks.spec import requests as r
 from tasks.spec.errors import BadRequest, DrydockError, Inconclusive, IntegrityLost, Refused, TryAgain
@@ -30,13 +31,13 @@ KEY_DIGITS = 32
 def ingest(request: r.IngestRequest, room: Path, site: Site) -> r.IngestResult:
     from tasks.data.ingest import ingest
 
-    return ingest(request, room)
+    return ingest(request, room, lambda text: resolve_secrets(text, site))
 
 
 def clean(request: r.CleanRequest, room: Path, site: Site) -> r.CleanResult:
     from tasks.data.clean import clean
 
-    return clean(request, room)
+    return clean(request, room, site.settings.data_memory_bytes)
 
 
 def validate_data(request: r.ValidateDataRequest, room: Path, site: Site) -> r.ValidateDataResult:

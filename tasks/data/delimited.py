@@ -1,4 +1,4 @@
-"""CSV files: UTF-8, comma, one header line, quotes as in RFC 4180. Every value comes as text."""
+"""CSV and TSV files: one header line, quotes as in RFC 4180. Every value comes as text."""
 
 from __future__ import annotations
 
@@ -7,90 +7,120 @@ import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from tasks.data.rejects import Rejects
 from tasks.spec.errors import BadRequest
 from tasks.store.files import CHUNK_BYTES
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyarrow import csv as arrow_csv
 
+# A row must fit into a block, so this bounds the memory that a file without line ends takes.
 BLOCK_BYTES = 4 << 20
-UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+HEADER_BYTES = 1 << 20
+DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
-def header(name: str, stream: BinaryIO) -> list[str]:
-    """Return the column names of a CSV file, those written twice included; the stream is at its start after.
+class Delimited:
+    """One file: ``header()`` first, then ``batches(columns)``. ``stream`` is UTF-8."""
 
-    Raises:
-        BadRequest: not UTF-8, or quotes that are never closed (all rows behind would be one value).
-    """
-    import pyarrow as pa
+    def __init__(self, name: str, stream: BinaryIO, delimiter: str, rejects: Rejects) -> None:
+        self._name, self._stream, self._delimiter, self._rejects = name, stream, delimiter, rejects
+        self._refusal: BadRequest | None = None
 
-    if stream.read(2) in UTF16_MARKS:
-        raise BadRequest(f"{name}: is UTF-16; save it as UTF-8")
-    _check_quotes(name, stream)
-    stream.seek(0)
-    try:
-        names = _reader(stream).schema.names
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise _error(name, error) from None
-    stream.seek(0)
-    return names
+    def header(self) -> list[str]:
+        """Return the column names, those written twice included.
 
+        Raises:
+            BadRequest: no rows, lines without an end, or quotes that are never closed (all rows behind would
+                be one value).
+        """
+        import pyarrow as pa
 
-def batches(name: str, stream: BinaryIO, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Yield the named columns as text; an empty field is null.
+        self._check_lines()
+        self._check_quotes()
+        self._stream.seek(0)
+        try:
+            names = self._reader(handler=lambda row: "skip").schema.names
+        except pa.ArrowInvalid as error:
+            raise self._error(error) from None
+        self._stream.seek(0)
+        return names
 
-    Raises:
-        BadRequest: a row with more or fewer values than the header, or not UTF-8.
-    """
-    import pyarrow as pa
-    from pyarrow import csv as arrow_csv
+    def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the named columns as text; an empty field is null.
 
-    convert = arrow_csv.ConvertOptions(
-        include_columns=columns,
-        column_types=dict.fromkeys(columns, pa.string()),
-        strings_can_be_null=True,
-        null_values=[""],
-    )
-    try:
-        yield from _reader(stream, convert)
-    except pa.ArrowInvalid as error:
-        raise _error(name, error) from None
+        Raises:
+            BadRequest: a row with more or fewer values than the header, unless such rows are kept aside.
+        """
+        import pyarrow as pa
+        from pyarrow import csv as arrow_csv
 
+        convert = arrow_csv.ConvertOptions(
+            include_columns=columns,
+            column_types=dict.fromkeys(columns, pa.string()),
+            strings_can_be_null=True,
+            null_values=[""],
+        )
+        try:
+            yield from self._reader(self._ragged, convert)
+        except pa.ArrowInvalid as error:
+            raise self._refusal or self._error(error) from None
 
-def _reader(stream: BinaryIO, convert: arrow_csv.ConvertOptions | None = None) -> Any:
-    from pyarrow import csv as arrow_csv
+    def _reader(self, handler: Any, convert: Any = None) -> Any:
+        from pyarrow import csv as arrow_csv
 
-    return arrow_csv.open_csv(
-        stream,
-        # One thread: with more, a parse error can't name the row.
-        read_options=arrow_csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
-        parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
-        convert_options=convert,
-    )
+        return arrow_csv.open_csv(
+            self._stream,
+            # One thread: with more, a row's number is not known.
+            read_options=arrow_csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
+            parse_options=arrow_csv.ParseOptions(
+                delimiter=self._delimiter, newlines_in_values=True, invalid_row_handler=handler
+            ),
+            convert_options=convert,
+        )
 
+    def _ragged(self, row: Any) -> str:
+        reason = f"Expected {row.expected_columns} columns, got {row.actual_columns}; correct that row"
+        try:
+            # Arrow counts the header as the first row.
+            self._rejects.unread(row.number - 1, reason, row.text)
+        except BadRequest as error:
+            # Arrow swallows what its handler raises.
+            self._refusal = error
+            return "error"
+        return "skip"
 
-def _check_quotes(name: str, stream: BinaryIO) -> None:
-    """Refuse a quote that is never closed. An odd count alone may be a stray quote in a text (5" pipe)."""
-    stream.seek(0)
-    count = sum(chunk.count(b'"') for chunk in iter(lambda: stream.read(CHUNK_BYTES), b""))
-    if count % 2 == 0:
-        return
-    stream.seek(0)
-    text = io.TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="")
-    rows = csv.reader(text, strict=True)
-    try:
-        for _ in rows:
-            pass
-    except csv.Error as error:
-        raise BadRequest(f"{name}: line {rows.line_num}: {error}; close or double the quote") from None
-    finally:
-        text.detach()
+    def _check_lines(self) -> None:
+        """Refuse a header or a line that is longer than memory should hold."""
+        self._stream.seek(0)
+        run, first = 0, True
+        while chunk := self._stream.read(CHUNK_BYTES):
+            ends = [end for end in (chunk.find(b"\n"), chunk.find(b"\r")) if end >= 0]
+            run += min(ends, default=len(chunk))
+            limit = HEADER_BYTES if first else BLOCK_BYTES
+            if run > limit:
+                what = "the header" if first else "a line"
+                raise BadRequest(f"{self._name}: {what} has more than {limit} bytes; is this a CSV file?")
+            if ends:
+                run, first = len(chunk) - 1 - max(chunk.rfind(b"\n"), chunk.rfind(b"\r")), False
 
+    def _check_quotes(self) -> None:
+        """Refuse a quote that is never closed. An odd count alone may be a stray quote in a text (5" pipe)."""
+        self._stream.seek(0)
+        count = sum(chunk.count(b'"') for chunk in iter(lambda: self._stream.read(CHUNK_BYTES), b""))
+        if count % 2 == 0:
+            return
+        self._stream.seek(0)
+        text = io.TextIOWrapper(self._stream, encoding="utf-8", errors="replace", newline="")
+        rows = csv.reader(text, strict=True, delimiter=self._delimiter)
+        try:
+            for _ in rows:
+                pass
+        except csv.Error as error:
+            raise BadRequest(f"{self._name}: line {rows.line_num}: {error}; close or double the quote") from None
+        finally:
+            text.detach()
 
-def _error(name: str, error: Exception) -> BadRequest:
-    text = " ".join(str(error).split())[:160]
-    if "utf" in text.lower():
-        return BadRequest(f"{name}: is not UTF-8 ({text}); save it as UTF-8")
-    return BadRequest(f"{name}: can't be read as CSV: {text!r}; correct that row")
+    def _error(self, error: Exception) -> BadRequest:
+        text = " ".join(str(error).split())[:160]
+        return BadRequest(f"{self._name}: can't be read as CSV: {text!r}; correct that row")

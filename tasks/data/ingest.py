@@ -1,6 +1,7 @@
 """Read a source into one table with the declared columns and types; nothing about types is guessed.
 
     image -> list<uint8> of H*W   text -> string   table -> double   label, split column -> string
+    further columns as the workload declares them
 
 An image is a list of fixed length in the cleaned table only: Parquet can't give back such a list where a row
 has none, and whether a missing image is dropped is for cleaning to say.
@@ -8,160 +9,106 @@ has none, and whether a missing image is dropped is for cleaning to say.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.data import delimited
-from tasks.data.convert import Place, to_floats, to_images, to_images_from_columns, to_text
-from tasks.data.source import format_of, opened, resolve
+from tasks.data.columns import needed, schema_of, typed
+from tasks.data.convert import Place
+from tasks.data.reader import Opening, Reader, readers
+from tasks.data.rejects import Rejects
+from tasks.data.source import Secrets, resolve
 from tasks.data.table import empty_room
 from tasks.spec.errors import BadRequest
-from tasks.spec.requests import IngestRequest, IngestResult, SourceFile
+from tasks.spec.requests import IngestRequest, IngestResult
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["ingest", "resolve"]
 
-BATCH_ROWS = 16_384
+# Parquet holds a row group in memory until it is written.
+ROW_GROUP_BYTES = 32 << 20
 
 
-def ingest(request: IngestRequest, room: Path) -> IngestResult:
+def ingest(request: IngestRequest, room: Path, secrets: Secrets = str) -> IngestResult:
     """Write ``raw.parquet`` into ``room``, batch by batch, so that memory stays bounded.
+
+    Where the workload says so, rows that can't be read go to ``quarantine.parquet``; else the first is an error.
 
     Raises:
         BadRequest: a column that is not there, a value of the wrong type (file, column and row are named),
-            a file without rows, or one that is no CSV in UTF-8 and no Parquet.
+            a file without rows, or one that is not of its format.
         IntegrityLost: a file changed since its digest was taken.
+        TryAgain: a database or a store can't be reached.
     """
     import pyarrow.parquet as pq
 
     empty_room(room)
-    schema = _schema(request)
-    rows = 0
+    schema = schema_of(request)
+    rejects, encodings = Rejects(request.bad_rows), dict[str, str]()
     with pq.ParquetWriter(room / "raw.parquet", schema, compression="zstd") as writer:
-        for file in request.files:
-            rows += _read_file(request, file, schema, writer)
-    return IngestResult(rows=rows, columns=tuple(schema.names))
+        sink = _Sink(request, schema, rejects, _Groups(writer))
+        for file, opened in readers(Opening(request, secrets, room, rejects, encodings)):
+            with opened as reader:
+                sink.take(file, reader)
+        sink.groups.flush()
+    rejects.write(room / "quarantine.parquet")
+    names = tuple(schema.names)
+    rows = sink.groups.rows
+    return IngestResult(rows=rows, columns=names, quarantined_rows=len(rejects), encodings=encodings)
 
 
-def _read_file(request: IngestRequest, file: SourceFile, schema: pa.Schema, writer: object) -> int:
-    rows = 0
-    with opened(file) as stream:
-        for batch in _batches(request, file, stream):
-            place = Place(file.name, rows)
-            writer.write_table(_typed(request, batch, schema, place))  # type: ignore[attr-defined]
-            rows += batch.num_rows
-        if not rows:
-            raise BadRequest(f"{file.name}: has a header and no rows; bring a file with rows")
-    return rows
+class _Groups:
+    """Tables gathered into row groups of a good size."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer, self._parts, self._bytes, self.rows = writer, [], 0, 0
+
+    def add(self, table: pa.Table) -> None:
+        self._parts.append(table)
+        self._bytes += table.nbytes
+        self.rows += table.num_rows
+        if self._bytes >= ROW_GROUP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        import pyarrow as pa
+
+        if self._parts:
+            self._writer.write_table(pa.concat_tables(self._parts))
+        self._parts, self._bytes = [], 0
 
 
-def _schema(request: IngestRequest) -> pa.Schema:
-    import pyarrow as pa
+class _Sink(NamedTuple):
+    """What a file's batches go through: the types, the quarantine, the table."""
 
-    feature = request.feature
-    kind = {"image": pa.list_(pa.uint8()), "text": pa.string(), "table": pa.float64()}[feature.kind]
-    fields = dict.fromkeys(feature.columns, kind) | {request.label.column: pa.string()}
-    if request.split_column is not None:
-        if request.split_column in fields:
-            raise BadRequest(f"data.split.column = {request.split_column!r}, is a feature or the label too")
-        fields[request.split_column] = pa.string()
-    return pa.schema(list(fields.items()))
+    request: IngestRequest
+    schema: pa.Schema
+    rejects: Rejects
+    groups: _Groups
 
+    def take(self, file: str, reader: Reader) -> None:
+        self.rejects.begin(file)
+        seen = 0
+        before = len(self.rejects)
+        for batch in reader.batches(needed(self.request, file, reader.header())):
+            for table in self._tables(batch, Place(file, seen)):
+                self.groups.add(table)
+            seen += batch.num_rows
+        if not seen and len(self.rejects) == before:
+            raise BadRequest(f"{file}: has a header and no rows; bring a file with rows")
 
-def _batches(request: IngestRequest, file: SourceFile, stream: BinaryIO) -> Iterator[pa.RecordBatch]:
-    """The needed columns of a file as they are stored; a CSV's are all text."""
-    if request.source.kind == "sklearn":
-        return _digits_batches(request, file, stream)
-    if format_of(request.source, file.name) == "csv":
-        there = delimited.header(file.name, stream)
-        return delimited.batches(file.name, stream, _needed(request, file.name, there))
-    return _parquet_batches(request, file, stream)
-
-
-def _parquet_batches(request: IngestRequest, file: SourceFile, stream: BinaryIO) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        parquet = pq.ParquetFile(stream)
-        columns = _needed(request, file.name, parquet.schema_arrow.names)
-        yield from parquet.iter_batches(batch_size=BATCH_ROWS, columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise BadRequest(f"{file.name}: is no whole Parquet file: {_line(error)}; write it again") from None
-
-
-def _digits_batches(request: IngestRequest, file: SourceFile, stream: BinaryIO) -> Iterator[pa.RecordBatch]:
-    """The bundled digits as columns ``pixels`` and ``label``: 1797 grey images of 8 x 8, values 0 to 16."""
-    import gzip
-
-    import numpy as np
-    import pyarrow as pa
-
-    _needed(request, file.name, ["pixels", "label"])
-    with gzip.open(stream) as lines:
-        table = np.loadtxt(lines, delimiter=",", dtype=np.uint8)
-    pixels = pa.FixedSizeListArray.from_arrays(pa.array(table[:, :-1].reshape(-1)), 64)
-    yield pa.record_batch({"pixels": pixels, "label": pa.array(table[:, -1])})
-
-
-def _needed(request: IngestRequest, file: str, there: list[str]) -> list[str]:
-    """The columns to read, checked against those that are there."""
-    if twice := [name for name, count in Counter(there).items() if count > 1]:
-        raise BadRequest(f"{file}: column {twice[0]!r} is there twice; names must be distinct")
-    needed: list[str] = []
-    wanted = [request.label.column, *([request.split_column] if request.split_column else [])]
-    for name in (*request.feature.columns, *wanted):
-        if name in there:
-            needed.append(name)
-        elif request.feature.kind == "image" and name == request.feature.column:
-            needed += _pixel_columns(request, file, there)
-        else:
-            raise _missing(file, name, there, "label column" if name == request.label.column else "column")
-    return needed
-
-
-def _pixel_columns(request: IngestRequest, file: str, there: list[str]) -> list[str]:
-    """An image in separate columns, in order: ``<column>0`` to ``<column>N-1``, or with an underscore."""
-    name, width, known = request.feature.columns[0], request.feature.shape[0], set(there)
-    for stem in (name, f"{name}_"):
-        if f"{stem}0" not in known:
-            continue
-        columns = [f"{stem}{index}" for index in range(width)]
-        if lost := next((column for column in columns if column not in known), None):
-            raise BadRequest(f"{file}: column {lost!r} is not there, an image has {width} values")
-        if f"{stem}{width}" in known:
-            raise BadRequest(f"{file}: column {stem}{width} is there, an image must have {width} values")
-        return columns
-    raise _missing(file, name, there, "column")
-
-
-def _missing(file: str, name: str, there: list[str], what: str) -> BadRequest:
-    shown = ", ".join(there[:20]) + (f" and {len(there) - 20} more" if len(there) > 20 else "")
-    return BadRequest(f"{file}: {what} {name!r} is not there, found {shown}")
-
-
-def _typed(request: IngestRequest, batch: pa.RecordBatch, schema: pa.Schema, place: Place) -> pa.Table:
-    """Bring one batch to the declared types."""
-    import pyarrow as pa
-
-    feature, arrays = request.feature, []
-    for name in schema.names:
-        if name not in batch.schema.names:
-            stored = _pixel_columns(request, place.file, batch.schema.names)
-            arrays.append(to_images_from_columns([batch.column(item) for item in stored], stored, place))
-        elif feature.kind == "image" and name == feature.column:
-            arrays.append(to_images(batch.column(name), feature.shape[0], name, place))
-        elif feature.kind == "table" and name in feature.columns:
-            arrays.append(to_floats(batch.column(name), name, place))
-        else:
-            arrays.append(to_text(batch.column(name), name, place))
-    cast = [array.cast(field.type) for array, field in zip(arrays, schema, strict=True)]
-    return pa.Table.from_arrays(cast, schema=schema)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+    def _tables(self, batch: pa.RecordBatch, place: Place) -> Iterator[pa.Table]:
+        """The batch typed; where a row won't fit and may be kept aside, in halves down to that row."""
+        try:
+            yield typed(self.request, batch, self.schema, place)
+        except BadRequest as error:
+            if self.rejects.policy == "refuse":
+                raise
+            if batch.num_rows == 1:
+                self.rejects.unfit(place.offset + 1, error, batch.to_pylist()[0])
+                return
+            half = batch.num_rows // 2
+            yield from self._tables(batch.slice(0, half), place)
+            yield from self._tables(batch.slice(half), Place(place.file, place.offset + half))

@@ -7,35 +7,82 @@ import glob
 import hashlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Iterator
+import os
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
+from tasks.data.remote import fetch, resolve_http, resolve_s3
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.requests import SourceFile
-from tasks.spec.workload import FilesSource, Source
+from tasks.spec.source import ArraysSource, Encoded, FilesSource, Source
 from tasks.store.files import CHUNK_BYTES
 
-FORMATS = {".csv": "csv", ".parquet": "parquet"}
+Secrets = Callable[[str], str]
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".npz": "npz",
+}
 # How many names a message lists before it is cut.
 SHOWN = 8
+# A file of which most was never written reads as endless zeros.
+SPARSE_BYTES, SPARSE_RATIO = 1 << 30, 20
 
 
-def resolve(source: Source, workload_folder: Path) -> tuple[SourceFile, ...]:
-    """Return a source's files, sorted, each by absolute path (or the bundled set's version) and SHA-256.
+def resolve(source: Source, workload_folder: Path, secrets: Secrets = str) -> tuple[SourceFile, ...]:
+    """Return a source's files, sorted, each by absolute path (or address, or the bundled set's version) and
+    SHA-256; of a query, the digest of its rows.
 
     Raises:
         BadRequest: no such file (with what the folder has), an empty or unreadable one, an unknown format.
+        TryAgain: a database or a store can't be reached.
     """
     if source.kind == "sklearn":
         return (_bundled(source.name),)
-    paths = _paths(source, workload_folder)
+    if source.kind == "arrays":
+        return _arrays(source, workload_folder)
+    if source.kind == "folders":
+        from tasks.data.pictures import resolve_folders
+
+        return (resolve_folders((workload_folder / source.path).absolute()),)
+    if source.kind == "sql":
+        from tasks.data.query import resolve_query
+
+        return (resolve_query(source, secrets),)
+    return _encoded(source, workload_folder, secrets)
+
+
+def _encoded(source: Encoded, workload_folder: Path, secrets: Secrets) -> tuple[SourceFile, ...]:
+    if source.kind == "s3":
+        files = resolve_s3(source, secrets)
+    elif source.kind == "http":
+        files = (resolve_http(source),)
+    else:
+        paths = _paths(source, workload_folder)
+        for path in paths:
+            format_of(source, str(path))
+        return tuple(_source_file(str(path), path) for path in paths)
+    for file in files:
+        format_of(source, urlsplit(file.name).path)
+    return files
+
+
+def _arrays(source: ArraysSource, workload_folder: Path) -> tuple[SourceFile, ...]:
+    """One file a column, in the order of the columns."""
+    paths = [(workload_folder / path).absolute() for path in source.columns.values()]
     for path in paths:
-        format_of(source, str(path))
+        if not path.is_file():
+            raise BadRequest(f"{path}: is not there; {_there(path)}")
     return tuple(_source_file(str(path), path) for path in paths)
 
 
-def format_of(source: FilesSource, name: str) -> str:
+def format_of(source: Encoded, name: str) -> str:
     """Return a file's format: the one declared, or the one its ending names."""
     found = source.format or FORMATS.get(Path(name).suffix.lower())
     if found is None:
@@ -44,19 +91,25 @@ def format_of(source: FilesSource, name: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(file: SourceFile) -> Iterator[BinaryIO]:
+def opened(source: Source, file: SourceFile, secrets: Secrets, scratch: Path) -> Iterator[BinaryIO]:
     """Open a source file for reading; on leaving, its bytes are held against the digest once more.
+
+    What is not on this machine is copied to ``scratch`` for the time.
 
     Raises:
         IntegrityLost: the file is gone, or its bytes are not those that were resolved.
     """
+    if source.kind in ("s3", "http"):
+        copy = scratch / f"fetched-{file.sha256[:12]}"
+        try:
+            fetch(source, file, secrets, copy)
+            with copy.open("rb") as stream:
+                yield stream
+        finally:
+            copy.unlink(missing_ok=True)
+        return
     path = _bundled_path() if file.name.startswith("sklearn/") else Path(file.name)
-    try:
-        stream = path.open("rb")
-    except OSError as error:
-        found = f"was there when the run was planned, now: {error.strerror}"
-        raise IntegrityLost(f"{file.name}: {found}; start a new run") from None
-    with stream:
+    with _open(path, file) as stream:
         try:
             yield stream
         except BadRequest:
@@ -64,6 +117,19 @@ def opened(file: SourceFile) -> Iterator[BinaryIO]:
             _hold(stream, file)
             raise
         _hold(stream, file)
+
+
+def _open(path: Path, file: SourceFile) -> BinaryIO:
+    try:
+        # Without waiting: a pipe that was put in the file's place would be waited for until someone writes.
+        stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    except OSError as error:
+        found = f"was there when the run was planned, now: {error.strerror}"
+        raise IntegrityLost(f"{file.name}: {found}; start a new run") from None
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise IntegrityLost(f"{file.name}: was a regular file when the run was planned, now it is none")
+    return stream
 
 
 def _hold(stream: BinaryIO, file: SourceFile) -> None:
@@ -83,16 +149,21 @@ def _sha256(stream: BinaryIO) -> str:
 
 def _paths(source: FilesSource, workload_folder: Path) -> list[Path]:
     path = (workload_folder / source.path).absolute()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        raise BadRequest(f"{path}: is a folder, must be a file or a glob such as {source.path}/*.parquet")
-    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-    files = [item for item in found if item.is_file()]
+    try:
+        if path.is_file():
+            return [path]
+        if path.is_dir():
+            raise BadRequest(f"{path}: is a folder, must be a file or a glob such as {source.path}/*.parquet")
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+        files = [item for item in found if item.is_file()]
+        is_there = path.exists()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadRequest(f"data.source.path = {source.path[:60]!r}...: {reason}; name another file") from None
     if files:
         return files
-    if path.exists():
-        raise BadRequest(f"{path}: is no regular file; name a CSV or Parquet file")
+    if is_there:
+        raise BadRequest(f"{path}: is no regular file; name one, or a glob")
     what = "matches no file" if glob.has_magic(str(path)) else "is not there"
     raise BadRequest(f"{path}: {what}; {_there(path)}")
 
@@ -107,6 +178,10 @@ def _there(path: Path) -> str:
 
 def _source_file(name: str, path: Path) -> SourceFile:
     try:
+        found = path.stat()
+        if found.st_size > SPARSE_BYTES and found.st_blocks * 512 * SPARSE_RATIO < found.st_size:
+            written = f"{found.st_blocks * 512} of its {found.st_size} bytes were ever written"
+            raise BadRequest(f"{name}: is sparse ({written}); bring a whole file")
         with path.open("rb") as stream:
             digest = _sha256(stream)
             size = stream.tell()

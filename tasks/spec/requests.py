@@ -15,11 +15,13 @@ from tasks.spec import workload as w
 from tasks.spec.clean import CleanRule
 from tasks.spec.feature import Feature
 from tasks.spec.rules import Rule, Verdict
+from tasks.spec.source import ColumnType, Source
 from tasks.spec.value import RoomRef, Value
 
 
 class SourceFile(Value):
-    """One file of a source, resolved: ``name`` is the absolute path, or the bundled set's name and version."""
+    """One file of a source, resolved: ``name`` is the absolute path, the address, or a bundled set's name and
+    version; of a query, ``sha256`` is the digest of its rows."""
 
     name: str
     sha256: str
@@ -30,19 +32,25 @@ class IngestRequest(Value):
     """Read the source into one Parquet table with the declared columns and types."""
 
     workload: str
-    source: w.Source
+    source: Source
     files: tuple[SourceFile, ...] = Field(min_length=1)
     feature: Feature
     label: w.Label
     split_column: str | None = None
+    columns: dict[str, ColumnType] = Field(default={}, description="further columns, or other types than usual")
+    made_columns: tuple[str, ...] = Field(default=(), description="features that cleaning makes")
+    bad_rows: Literal["refuse", "quarantine"] = "refuse"
 
 
 class IngestResult(Value):
-    """``raw.parquet``: the feature columns, the label column, the split column where one is named."""
+    """``raw.parquet``: feature, label, split and further columns; ``quarantine.parquet``: rows that could not be
+    read (file, row, reason, content), where the workload puts them there."""
 
     room: RoomRef | None = None
     rows: int
     columns: tuple[str, ...]
+    quarantined_rows: int = 0
+    encodings: dict[str, str] = Field(default={}, description="of each text file, as it was declared or detected")
 
 
 class CleanRequest(Value):
@@ -56,7 +64,8 @@ class CleanRequest(Value):
 
 class CleanResult(Value):
     """``data.parquet``: row_id, features, ``label`` (text), ``split``; ``repairs.parquet``: every changed cell
-    and dropped row (row_id, column, before, after, rule); ``report.json``: counts by rule."""
+    and dropped row (row_id, column, before, after, rule); ``quarantine.parquet``: dropped rows as they were read,
+    with row_id, rule, column and reason; ``report.json``: counts by rule."""
 
     room: RoomRef | None = None
     rows_in: int

@@ -38,6 +38,9 @@ class Settings(Value):
     mlflow_seconds: int = Field(default=30, ge=1, description="how long MLflow may take to answer a request")
     training_engine: Literal["process", "docker"] = Field(default="process", description="where ranks run")
     cores: int = Field(default=2, ge=1, description="device slots of this machine; sizes the pools")
+    data_memory_bytes: int = Field(
+        default=384 << 20, ge=128 << 20, description="what cleaning may hold in memory; beyond it, it goes to disk"
+    )
     training_slots: int = Field(default=2, ge=1, description="ranks that may train at once: the training pool")
 
     @model_validator(mode="after")

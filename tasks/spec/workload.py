@@ -5,40 +5,20 @@ Contradictions are refused here, beside the fields they concern, and name the fi
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.spec.clean import CleanRule
+from tasks.spec.clean import PARSING, CleanRule
 from tasks.spec.cron import PRESETS as CRON_PRESETS
 from tasks.spec.cron import is_cron
 from tasks.spec.feature import Feature
 from tasks.spec.rules import Rule
+from tasks.spec.source import ColumnType, Source
 from tasks.spec.value import Value, register_tags
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
-SECRET = re.compile(r"\$\{secret:([A-Za-z0-9_.-]+)\}")
-
-
-class BundledSource(Value):
-    """A data set that ships inside scikit-learn."""
-
-    kind: Literal["sklearn"]
-    name: Literal["digits"]
-
-
-class FilesSource(Value):
-    """CSV or Parquet files: a path or glob, absolute or relative to the workload's folder."""
-
-    kind: Literal["files"]
-    path: str = Field(min_length=1)
-    format: Literal["csv", "parquet"] | None = Field(default=None, description="default: the file's ending")
-
-
-Source = Annotated[BundledSource | FilesSource, Field(discriminator="kind")]
-register_tags("sklearn", "files")
 
 
 class Label(Value):
@@ -95,20 +75,55 @@ class Split(Value):
 
 
 class Data(Value):
+    """The rows: where they come from, what of them is read, and how they are cleaned, judged and divided."""
+
     source: Source
     feature: Feature
     label: Label
+    columns: dict[str, ColumnType] = Field(default={}, description="further columns, for the cleaning rules to read")
+    bad_rows: Literal["refuse", "quarantine"] = Field(
+        default="refuse", description="rows that can't be read as their columns' types"
+    )
     clean: tuple[CleanRule, ...] = ()
     expectations: Expectations = Expectations()
     labels: LabelRules = LabelRules()
     split: Split = Split()
 
+    @property
+    def made_columns(self) -> tuple[str, ...]:
+        """The columns that cleaning adds, which the source need not have."""
+        return tuple(name for rule in self.clean for name in rule.made_columns)
+
+    @property
+    def read_columns(self) -> dict[str, ColumnType]:
+        """The types of columns that are not read as feature, label or split would be: what is parsed is text."""
+        parsed = {rule.column for rule in self.clean if isinstance(rule, PARSING)}
+        return {name: "text" if name in parsed else kind for name, kind in self.columns.items()} | {
+            name: "text" for name in self.feature.columns if name in parsed
+        }
+
     @model_validator(mode="after")
     def _label_is_no_feature(self) -> Data:
         if self.label.column in self.feature.columns:
             raise ValueError(f"label.column = {self.label.column!r}, is a feature column too")
-        known = {*self.feature.columns, self.label.column}
+        return self
+
+    @model_validator(mode="after")
+    def _columns_are_named_once(self) -> Data:
+        for name in self.columns:
+            if name in (*self.feature.columns, self.label.column, self.split.column):
+                raise ValueError(f"columns.{name}: is feature, label or split column already; remove it here")
+        for name in self.made_columns:
+            if name in (*self.columns, self.label.column, self.split.column):
+                raise ValueError(f"clean: column {name!r} is made by a rule and read from the source; name another")
+        return self
+
+    @model_validator(mode="after")
+    def _rules_name_known_columns(self) -> Data:
+        known = {*self.feature.columns, self.label.column, *self.columns}
+        known |= {self.split.column} if self.split.column else set()
         for index, rule in enumerate(self.clean):
+            known |= set(rule.made_columns)
             for column in rule.named_columns:
                 if column not in known:
                     raise ValueError(f"clean.{index}.column = {column!r}, must be one of {sorted(known)}")

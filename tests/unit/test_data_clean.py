@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.data.clean import clean, positions
+from tasks.data.clean import clean
+from tasks.data.divide import positions
 from tasks.data.table import row_digests
 from tasks.spec import clean as rules
 from tasks.spec.errors import BadRequest, IntegrityLost
@@ -95,7 +96,7 @@ def test_number_rules(tmp_path):
     assert data.column("a").to_pylist() == [1.0, 3.0, 3.0, 0.0, 7.0]
     assert repairs == [
         repair("1", "a", None, "3", "fill"),
-        repair("2", "a", "nan", "3", "fill"),
+        repair("2", "a", None, "3", "fill"),
         repair("4", "a", "-5", "0", "range"),
         repair("3", "a", "99", None, "range"),
     ]
@@ -249,7 +250,10 @@ def test_digests_are_equal_where_features_are(values):
     for left, first in zip(canonical, digests, strict=True):
         for right, second in zip(canonical, digests, strict=True):
             assert (left == right) == (first == second)
-    assert ((positions(digests, 0) >= 0) & (positions(digests, 0) < 1)).all()
+    places = positions(table, TABLE, 0)
+    assert ((places >= 0) & (places < 1)).all()
+    for left, first in zip(digests, places, strict=True):
+        assert all((left == right) == (first == second) for right, second in zip(digests, places, strict=True))
 
 
 def test_digests_do_not_depend_on_chunks():

@@ -1,0 +1,241 @@
+"""What cleaning leaves: the cleaned rows, the repair log and the quarantine, each written as it is computed.
+
+Files are written in row groups of one size whatever batches the engine hands out: the same request gives the
+same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tasks.data.divide import divide
+from tasks.data.engine import ROW
+from tasks.data.rawrows import RawRows
+from tasks.data.table import SPLITS
+from tasks.data.worktable import DROPPED, IMAGES, WorkTable, as_text
+from tasks.spec.requests import CleanRequest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+GROUP_ROWS = 131_072
+# Beside the workload's own names, which hold no NUL.
+OWN = AT, GONE, WHY = "\0row", "\0dropped", "\0why"
+
+
+class Written(NamedTuple):
+    """How many rows went to each split; all others are in quarantine."""
+
+    rows_by_split: dict[str, int]
+
+    @property
+    def rows(self) -> int:
+        return sum(self.rows_by_split.values())
+
+
+class Groups:
+    """A Parquet file written in row groups of exactly ``GROUP_ROWS`` (the last may be smaller)."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        import pyarrow.parquet as pq
+
+        # Numbers are mostly distinct: trying a dictionary on them costs more than it saves.
+        texts = [field.name for field in schema if str(field.type) == "string" and field.name != "row_id"]
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=texts)
+        self._schema, self._held, self._rows = schema, list[Any](), 0
+
+    def __enter__(self) -> Groups:
+        return self
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        if kind is None and self._rows:
+            self._write(self._rows)
+        self._writer.close()
+
+    def add(self, table: pa.Table) -> None:
+        self._held.append(table)
+        self._rows += table.num_rows
+        while self._rows >= GROUP_ROWS:
+            self._write(GROUP_ROWS)
+
+    def _write(self, count: int) -> None:
+        import pyarrow as pa
+
+        # One chunk a group: where chunks meet, pages would end.
+        whole = pa.concat_tables(self._held)
+        self._writer.write_table(whole.slice(0, count).combine_chunks(), row_group_size=GROUP_ROWS)
+        self._held, self._rows = [whole.slice(count)], self._rows - count
+
+
+def write_repairs(work: WorkTable, path: Path) -> list[dict[str, Any]]:
+    """Write ``repairs.parquet`` in the order of the rules, then of the rows; return the counts by rule."""
+    import numpy as np
+    import pyarrow as pa
+
+    schema = pa.schema([(name, pa.string()) for name in ("row_id", "column", "before", "after", "rule")])
+    rules = pa.array([entry.rule for entry in work.entries], pa.string())
+    columns = pa.array([entry.column for entry in work.entries], pa.string())
+    counts = np.zeros(len(work.entries), np.int64)
+    with Groups(path, schema) as groups:
+        for batch in _log(work):
+            number = batch.column("number")
+            counts += np.bincount(np.asarray(number), minlength=len(counts))
+            row_id = batch.column(ROW).cast(pa.string())
+            cells = [row_id, columns.take(number), batch.column("before"), batch.column("after"), rules.take(number)]
+            groups.add(pa.Table.from_arrays(cells, schema=schema))
+    return [_counted(entry, int(count)) for entry, count in zip(work.entries, counts, strict=True)]
+
+
+def _counted(entry: Any, count: int) -> dict[str, Any]:
+    changed, dropped = (0, count) if entry.drops else (count, 0)
+    return {"rule": entry.rule, "column": entry.column, "changed_cells": changed, "dropped_rows": dropped}
+
+
+def _log(work: WorkTable) -> Iterable[pa.RecordBatch]:
+    """What happened to each row, one line an entry: ``number``, ``row``, ``before``, ``after``."""
+    import ibis
+
+    items, hits = [], []
+    for number, entry in enumerate(work.entries):
+        if entry.found:
+            hit, before, after = _happened(work, number, entry)
+            fields = {"number": ibis.literal(number, "int32"), "before": before, "after": after}
+            hits.append(hit)
+            items.append(hit.ifelse(ibis.struct(fields), None))
+    if not items:
+        return ()
+    any_hit = hits[0]
+    for hit in hits[1:]:
+        any_hit = any_hit | hit
+    lines = work.table.filter(any_hit).select(ROW, item=ibis.array(items).unnest())
+    lines = lines.filter(lines["item"].notnull())
+    item = lines["item"]
+    named = lines.select(ROW, number=item["number"], before=item["before"], after=item["after"])
+    return work.engine.batches(named.order_by("number", ROW))
+
+
+def _happened(work: WorkTable, number: int, entry: Any) -> tuple[Any, Any, Any]:
+    """Whether an entry did something to a row, and the cell before and after it."""
+    import ibis
+
+    table = work.table
+    dropped, before = table[DROPPED], table[f"before{number}"]
+    if entry.drops:
+        return (dropped == number).fill_null(False), _logged(work, entry, before), ibis.null("string")
+    after = table[f"after{number}"]
+    same_type = before.type() == after.type()
+    changed = ~(before.identical_to(after) if same_type else as_text(before).identical_to(as_text(after)))
+    was_alive = dropped.isnull() | (dropped >= number)
+    return changed & was_alive, as_text(before), as_text(after)
+
+
+def _logged(work: WorkTable, entry: Any, before: Any) -> Any:
+    """What a dropped row had; of images nothing."""
+    import ibis
+
+    images = entry.column in work.names and work.kind(entry.column) == IMAGES
+    return ibis.null("string") if images else as_text(before)
+
+
+def write_rows(request: CleanRequest, work: WorkTable, raw: RawRows, room: Path) -> Written:
+    """Write ``data.parquet`` and ``quarantine.parquet``, range by range of the raw table.
+
+    Raises:
+        BadRequest: a split name that is not known.
+    """
+    counts = dict.fromkeys(SPLITS, 0)
+    has_validation = _has_validation(request, work)
+    quarantine = _quarantine_schema(raw.schema)
+    with (
+        Groups(room / "data.parquet", _data_schema(request)) as data,
+        Groups(room / "quarantine.parquet", quarantine) as aside,
+    ):
+        for start, stop in raw.chunks():
+            rows = _range(request, work, start, stop)
+            alive = rows.filter(rows.column(GONE).is_null())
+            splits = divide(alive, request.feature, request.split, has_validation)
+            for name in SPLITS:
+                counts[name] += int((splits == name).sum())
+            data.add(_finished(request, alive, splits, raw, start, stop))
+            if alive.num_rows < rows.num_rows:
+                dropped = rows.filter(rows.column(GONE).is_valid())
+                aside.add(_set_aside(work, dropped, raw.read(start, stop), start, quarantine))
+    return Written(counts)
+
+
+def _range(request: CleanRequest, work: WorkTable, start: int, stop: int) -> pa.Table:
+    """All rows of a range in their order: what is written of them, and who dropped them for what."""
+    import ibis
+
+    table = work.table
+    why = ibis.null("string")
+    for number, entry in enumerate(work.entries):
+        if entry.drops and entry.found:
+            hit = table[DROPPED] == number
+            why = hit.ifelse(_logged(work, entry, table[f"before{number}"]), why)
+    names = [*request.feature.columns, request.label.column]
+    names += [request.split.column] if request.split.column and request.split.column not in names else []
+    columns = {name: table[work.place(name)] for name in names}
+    columns[request.label.column] = as_text(columns[request.label.column])
+    # By place: the engine would take names that differ in case alone for one.
+    places = {f"out{place}": column for place, column in enumerate(columns.values())}
+    within = table.filter((table[ROW] >= start) & (table[ROW] < stop))
+    found = work.engine.table(within.select(ROW, DROPPED, why=why, **places).order_by(ROW))
+    found = found.append_column("row_id", found.column(ROW).cast("string"))
+    return found.rename_columns([*OWN, *columns, "row_id"])
+
+
+def _finished(
+    request: CleanRequest, alive: pa.Table, splits: Any, raw: RawRows, start: int, stop: int
+) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    schema, columns = _data_schema(request), [alive.column("row_id")]
+    for name in request.feature.columns:
+        column = alive.column(name)
+        if request.feature.kind == "image":
+            column = raw.read(start, stop, [name]).column(0).take(pc.subtract(alive.column(AT), start))
+        columns.append(column)
+    columns += [alive.column(request.label.column), pa.array(splits.tolist(), pa.string())]
+    cast = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(cast, schema=schema)
+
+
+def _set_aside(work: WorkTable, dropped: pa.Table, raw: pa.Table, start: int, schema: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    number = dropped.column(GONE)
+    rules = pa.array([entry.rule for entry in work.entries], pa.string())
+    names = pa.array([entry.column for entry in work.entries], pa.string())
+    whole = raw.take(pc.subtract(dropped.column(AT), start))
+    own = [dropped.column("row_id"), rules.take(number), names.take(number), dropped.column(WHY)]
+    return pa.Table.from_arrays([*own, *whole.columns], schema=schema)
+
+
+def _data_schema(request: CleanRequest) -> pa.Schema:
+    import pyarrow as pa
+
+    feature = request.feature
+    width = feature.shape[0]
+    kind = {"image": pa.list_(pa.uint8(), width), "text": pa.string(), "table": pa.float64()}[feature.kind]
+    fields = [("row_id", pa.string()), *((name, kind) for name in feature.columns)]
+    return pa.schema([*fields, ("label", pa.string()), ("split", pa.string())])
+
+
+def _quarantine_schema(raw: pa.Schema) -> pa.Schema:
+    """Why each row is there, then the row as it was read; a raw column of one of these names stands beside it."""
+    import pyarrow as pa
+
+    return pa.schema([*((name, pa.string()) for name in ("row_id", "rule", "column", "reason")), *raw])
+
+
+def _has_validation(request: CleanRequest, work: WorkTable) -> bool:
+    if request.split.column is None:
+        return False
+    rows = work.alive(request.split.column)
+    named = rows[work.place(request.split.column)].strip().lower()
+    return bool(work.engine.value(rows.filter(named == "validation").count()))

@@ -1,0 +1,386 @@
+"""Bad files, each with its verdict: read, refused by one line, or some rows kept aside; quickly and in little memory.
+
+Each is read in a process of its own, forked from one that has imported what is needed; that alone (Python with
+Arrow) takes nearly half of the limit.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+pytestmark = pytest.mark.timeout(120)
+SECONDS, MEBIBYTES = 10, 256
+TEXT = {"kind": "text"}
+TABLE = {"kind": "table", "columns": ["a"]}
+IMAGE = {"kind": "image", "height": 2, "width": 2}
+# Reads the requests of cases from its input, one line each, and answers each with a line.
+CHILD = """
+import json, os, sys, time, traceback
+from pathlib import Path
+import numpy, pyarrow.parquet, pyarrow.csv
+from tasks.data.ingest import ingest, resolve
+from tasks.spec.errors import DrydockError
+from tasks.spec.requests import IngestRequest
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
+
+def answer(case):
+    request = IngestRequest.parse(case["request"] | {"files": [{"name": "-", "sha256": "-", "bytes": 0}]}, "case")
+    folder, room = Path(case["folder"]), Path(case["folder"]) / "room"
+    try:
+        files = resolve(request.source, folder)
+        result = ingest(request.model_copy(update={"files": files}), room)
+    except DrydockError as error:
+        return type(error).__name__ + ": " + str(error)
+    return f"read {result.rows}, aside {result.quarantined_rows}"
+
+for line in sys.stdin:
+    if os.fork():
+        os.wait()
+        continue
+    Path("/proc/self/clear_refs").write_text("5")
+    began = time.monotonic()
+    try:
+        said = answer(json.loads(line))
+    except BaseException:
+        said = traceback.format_exc()[-3000:]
+    print(json.dumps({"said": said, "seconds": time.monotonic() - began, "peak": peak()}), flush=True)
+    os._exit(0)
+"""
+
+
+class Reader:
+    """The process that reads the bad files; a new one where one had to be killed."""
+
+    def __init__(self) -> None:
+        self._process: Any = None
+
+    def ask(self, folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+        if self._process is None or self._process.poll() is not None:
+            command = [sys.executable, "-P", "-c", CHILD]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process.stdin.write(json.dumps({"folder": str(folder), "request": request}) + "\n")
+        self._process.stdin.flush()
+        # The first one waits for the imports too.
+        if not select.select([self._process.stdout], [], [], 6 * SECONDS)[0]:
+            self.close()
+            pytest.fail(f"no answer in {6 * SECONDS} s")
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[Reader]:
+    found = Reader()
+    yield found
+    found.close()
+
+
+def judged(reader: Reader, folder: Path, path: str, feature: dict[str, Any], **more: Any) -> str:
+    """What became of a file, within the limits and without a half-written result."""
+    source = {"kind": "files", "path": path} | more.pop("source", {})
+    request = {"workload": "w", "source": source, "feature": feature, "label": {"classes": ["x", "y"]}}
+    found = reader.ask(folder, request | more)
+    assert found["seconds"] < SECONDS
+    assert found["peak"] < MEBIBYTES
+    assert "\n" not in found["said"], found["said"]
+    assert len(found["said"]) < 700
+    room = folder / "room"
+    # A refused room is not published, and what lies in it is no table that anyone could take for whole.
+    left = sorted(path.name for path in room.iterdir()) if room.is_dir() else []
+    assert set(left) <= {"raw.parquet", "quarantine.parquet"}
+    return found["said"]
+
+
+def text(rows: str, header: str = "text,label") -> bytes:
+    return f"{header}\n{rows}\n".encode()
+
+
+def number(value: str) -> bytes:
+    return f'a,label\n"{value}",x\n'.encode()
+
+
+def name(column: str) -> bytes:
+    return f"text,label,{column}\nq,x,1\n".encode()
+
+
+READ, REFUSED = "read 1, aside 0", "BadRequest: "
+CSV: dict[str, tuple[bytes | Callable[[], bytes], dict[str, Any], str]] = {
+    "empty": (b"", TEXT, "is empty"),
+    "white space alone": (b"\n\n", TEXT, REFUSED),
+    "header only": (b"text,label\n", TEXT, "no rows"),
+    "byte-order mark": (b"\xef\xbb\xbftext,label\nq,x\n", TEXT, READ),
+    "utf-16": ("text,label\nq,x\n".encode("utf-16"), TEXT, READ),
+    "utf-16 without a mark": ("text,label\nq,x\n".encode("utf-16-le"), TEXT, "NUL"),
+    "latin-1 amid utf-8": (text("Köln,x").replace(b"x\n", b"x\n\xfc,x\n"), TEXT, "yet other parts are"),
+    "invalid utf-8": (b"text,label\n\xff\xfe,x\n", TEXT, "is not UTF-8"),
+    "NUL bytes": (text("a\0b,x"), TEXT, "NUL"),
+    "CR-only ends": (b"text,label\rq,x\r", TEXT, READ),
+    "ragged rows": (text("q,x\nq,x,z"), TEXT, "row 2: Expected 2 columns, got 3"),
+    "duplicate column": (text("q,x,z", "text,label,text"), TEXT, "there twice"),
+    "a million columns": (lambda: text("q,x", ",".join(f"c{i}" for i in range(1_000_000))), TEXT, "the header has"),
+    "20000 columns": (
+        lambda: text(",".join("x" * 20_000), "text,label," + ",".join(f"c{i}" for i in range(19_998))),
+        TEXT,
+        "has 20000 columns",
+    ),
+    "unbalanced quote": (text('"open,x\nq,y'), TEXT, "quote"),
+    "ten million quotes in a line": (lambda: text('"' * 10_000_000 + ",x"), TEXT, "a line has more than"),
+    "ten million quoted fields": (lambda: text('"q","x"\n' * 2_500_000), TEXT, "read 2500000"),
+    "one line of 20 MB": (lambda: text("q" * 20_000_000 + ",x"), TEXT, "a line has more than"),
+    "formula": (text("=cmd|' /C calc'!A0,x"), TEXT, READ),
+    "formula after a tab": (text("\t=1+1,x\n+1,x\n-1,x\n@x,x"), TEXT, "read 4"),
+    "nan": (number("NaN"), TABLE, READ),
+    "infinity": (number("inf"), TABLE, "finite"),
+    "1e999": (number("1e999"), TABLE, "finite"),
+    "minus zero": (number("-0"), TABLE, READ),
+    "hexadecimal": (number("0x10"), TABLE, "must be a number"),
+    "underscore": (number("1_000"), TABLE, "must be a number"),
+    "decimal comma": (number("1,5"), TABLE, "must be a number"),
+    "thousands dots": (number("1.000.000"), TABLE, "must be a number"),
+    "beyond 64 bits": (number(str(2**80)), TABLE, READ),
+    "mixed types": (b"a,label\n1,x\ntwo,x\n", TABLE, "row 2: found 'two'"),
+    "date for a number": (number("2026-02-30"), TABLE, "must be a number"),
+    "all missing": (b"a,label\n,x\n", TABLE, READ),
+    "label missing": (b"text,target\nq,x\n", TEXT, "label column 'label' is not there"),
+    "bidi column": (name("\u202eevil"), TEXT, READ),
+    "zero-width column": (name("text\u200b"), TEXT, READ),
+    "homoglyph column": ("tехt,label\nq,x\n".encode(), TEXT, "'text' is not there"),
+    "emoji column": (name("🚢"), TEXT, READ),
+    "column __proto__": (name("__proto__"), TEXT, READ),
+    "column ../x": (name("../x"), TEXT, READ),
+    "column ;DROP": (name(";DROP TABLE raw"), TEXT, READ),
+    "column of 10 kB": (b"t," + b"n" * 10_000 + b"\nq,x\n", TEXT, "'text' is not there"),
+    "column in spaces": (b" text ,label\nq,x\n", TEXT, "'text' is not there"),
+    "a token of 3 MB": (lambda: text("q" * 3_000_000 + ",x"), TEXT, READ),
+    "empty text": (text('"",x'), TEXT, READ),
+}
+
+
+@pytest.mark.parametrize("case", CSV)
+def test_csv(case, reader, tmp_path):
+    content, feature, words = CSV[case]
+    (tmp_path / "d.csv").write_bytes(content() if callable(content) else content)
+    assert words in judged(reader, tmp_path, "d.csv", feature)
+
+
+def test_a_gigabyte_without_a_line_end(reader, tmp_path):
+    """Its beginning and its zeros are read, so it is not sparse by the file system's count, and still refused."""
+    with (tmp_path / "d.csv").open("wb") as stream:
+        stream.write(b"text,label\n")
+        for _ in range(1024):
+            stream.write(b"q" * (1 << 20))
+    assert "a line has more than" in judged(reader, tmp_path, "d.csv", TEXT)
+
+
+ROWS = {
+    "ragged": (b"text,label\nq,x\nq\nq,x,x\nq,y\n", TEXT, "read 2, aside 2"),
+    "numbers": (b"a,label\n1,x\ninf,x\nx,x\n,x\n", TABLE, "read 2, aside 2"),
+    "all": (b"a,label\nq,x\n", TABLE, "read 0, aside 1"),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_csv_rows_kept_aside(case, reader, tmp_path):
+    content, feature, words = ROWS[case]
+    (tmp_path / "d.csv").write_bytes(content)
+    assert words in judged(reader, tmp_path, "d.csv", feature, bad_rows="quarantine")
+
+
+JSON: dict[str, tuple[str | bytes, str]] = {
+    "nested 10^5 deep": ('{"text": ' + "[" * 100_000 + "]" * 100_000 + "}", "no JSON object"),
+    "objects 10^5 deep": ('{"a":' * 100_000 + "1" + "}" * 100_000, "no JSON object"),
+    "duplicate keys": ('{"text": "q", "text": "r", "label": "x"}', "there twice"),
+    "huge integer": ('{"text": ' + "9" * 10_000 + ', "label": "x"}', "no JSON object"),
+    "lone surrogate": ('{"text": "\\ud800", "label": "x"}', "no JSON object"),
+    "NaN": ('{"text": NaN, "label": "x"}', "NaN is no JSON"),
+    "decimal bomb": ('{"text": 1e999999999, "label": "x"}', READ),
+    "not an object": ("[1]", "no JSON object"),
+    "cut off": ('{"text": "q", "lab', "no JSON object"),
+    "an object within": ('{"text": {"a": 1}, "label": "x"}', "an object within"),
+    "one of many lines": ('{"text": "q", "label": "x"}\n{"text": 1}\nnull', "row 3"),
+    "no object at all": ("\n\n", "holds no JSON object"),
+}
+
+
+@pytest.mark.parametrize("case", JSON)
+def test_json_lines(case, reader, tmp_path):
+    content, words = JSON[case]
+    (tmp_path / "d.jsonl").write_text(content + "\n")
+    assert words in judged(reader, tmp_path, "d.jsonl", TEXT)
+
+
+def parquet(**more: Any) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"text": ["q"] * 1000, "label": ["x"] * 1000}), stream, **more)
+    return stream.getvalue()
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
+
+
+PARQUET: dict[str, tuple[Callable[[], bytes], str]] = {
+    "truncated": (lambda: parquet()[:-20], "no whole Parquet"),
+    "no footer": (lambda: b"PAR1" + b"\0" * 100, "no whole Parquet"),
+    "absurd footer": (lambda: b"PAR1" + b"\0" * 100 + (1 << 30).to_bytes(4, "little") + b"PAR1", "its metadata has"),
+    "footer beyond the file": (lambda: b"PAR1" + b"\0" * 9 + (1 << 20).to_bytes(4, "little") + b"PAR1", "no whole"),
+    "bad checksum": (lambda: flipped(parquet(write_page_checksum=True), 40), "no whole Parquet"),
+    "a csv by that name": (lambda: b"text,label\nq,x\n", "no whole Parquet"),
+    "another column": (lambda: parquet().replace(b"label", b"lebal"), "label column 'label' is not there"),
+}
+
+
+@pytest.mark.parametrize("case", PARQUET)
+def test_parquet(case, reader, tmp_path):
+    content, words = PARQUET[case]
+    (tmp_path / "d.parquet").write_bytes(content())
+    assert words in judged(reader, tmp_path, "d.parquet", TEXT)
+
+
+def test_a_parquet_of_five_thousand_row_groups_is_read(reader, tmp_path):
+    table = pa.table({"text": ["q"] * 5000, "label": ["x"] * 5000})
+    pq.write_table(table, tmp_path / "d.parquet", row_group_size=1)
+    assert judged(reader, tmp_path, "d.parquet", TEXT) == "read 5000, aside 0"
+
+
+class Bomb:
+    """What a pickle does when it is loaded: here it would leave a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (open, (self.path, "w"))
+
+
+@pytest.mark.parametrize("form", ["npy", "npz"])
+def test_no_pickle_is_ever_loaded(form, reader, tmp_path):
+    loaded = tmp_path / "loaded"
+    array = np.array([Bomb(str(loaded))], dtype=object)
+    source = {"kind": "arrays", "columns": {"pixels": "d.npy", "label": "d.npy"}}
+    if form == "npy":
+        np.save(tmp_path / "d.npy", array, allow_pickle=True)
+        said = reader.ask(tmp_path, {"workload": "w", "source": source, "feature": IMAGE, "label": {"classes": [0, 1]}})
+        assert "only a pickle can carry" in said["said"]
+    else:
+        np.savez(tmp_path / "d.npz", pixels=array, label=array, allow_pickle=True)
+        assert "only a pickle can carry" in judged(reader, tmp_path, "d.npz", IMAGE)
+    assert not loaded.exists()
+
+
+def zipped(**members: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for member, content in members.items():
+            archive.writestr(f"{member}.npy", content)
+    return stream.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def header(shape: str) -> bytes:
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+LABELS = npy(np.zeros(3, np.uint8))
+NPZ: dict[str, tuple[Callable[[], bytes], str]] = {
+    "cut off": (lambda: zipped(pixels=npy(np.zeros((3, 4), np.uint8)), label=LABELS)[:-30], "no whole NPZ"),
+    "bad crc": (lambda: flipped(zipped(pixels=npy(np.arange(12).reshape(3, 4)), label=LABELS), 60), "unpacked"),
+    "a bomb": (lambda: zipped(pixels=header("(100000000, 2, 2)") + b"\0" * 400_000_000, label=LABELS), "unpack to"),
+    "fewer rows than it says": (lambda: zipped(pixels=header("(9, 2, 2)"), label=npy(np.zeros(9))), "ends before"),
+    "absurd shape": (lambda: zipped(pixels=header("(10, 999999, 999999)"), label=LABELS), "has items of"),
+    "negative shape": (lambda: zipped(pixels=header("(-5, 2, 2)"), label=LABELS), REFUSED),
+    "code in the header": (lambda: zipped(pixels=header("__import__('os').system('id')"), label=LABELS), "no whole"),
+    "no such array": (lambda: zipped(other=LABELS), "'pixels' is not there"),
+    "no zip": (lambda: b"hello", "no whole NPZ"),
+}
+
+
+@pytest.mark.parametrize("case", NPZ)
+def test_npz(case, reader, tmp_path):
+    content, words = NPZ[case]
+    (tmp_path / "d.npz").write_bytes(content())
+    said = judged(reader, tmp_path, "d.npz", IMAGE)
+    assert said.startswith(REFUSED)
+    assert words in said
+
+
+@pytest.mark.parametrize(
+    "odd", ["new\nline.csv", 'quo"te.csv', "it's.csv", "$(touch gone).csv", "-dash.csv", "n" * 251 + ".csv"]
+)
+def test_odd_file_names_are_names(odd, reader, tmp_path):
+    (tmp_path / odd).write_bytes(text("q,x"))
+    assert judged(reader, tmp_path, odd, TEXT) == READ
+    assert not (tmp_path / "gone").exists()
+
+
+def test_what_is_no_regular_file_is_refused(reader, tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "loop.csv").symlink_to(tmp_path / "loop.csv")
+    with (tmp_path / "sparse.csv").open("wb") as stream:
+        stream.truncate(1 << 40)
+    for path, words in {
+        "pipe.csv": "no regular file",
+        "folder.csv": "is a folder",
+        "loop.csv": REFUSED,
+        "sparse.csv": "is sparse",
+        "none.csv": "is not there",
+        "a/" * 2100 + "d.csv": "name too long",
+        "/dev/zero": "no regular file",
+    }.items():
+        assert words.lower() in judged(reader, tmp_path, path, TEXT, source={"format": "csv"}).lower()
+
+
+def test_a_time_in_the_future_is_no_matter(reader, tmp_path):
+    (tmp_path / "d.csv").write_bytes(text("q,x"))
+    os.utime(tmp_path / "d.csv", (time.time() + 10**8,) * 2)
+    assert judged(reader, tmp_path, "d.csv", TEXT) == READ
+
+
+def test_pixel_bombs_and_their_like_are_kept_aside(reader, tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "images" / "x"
+    folder.mkdir(parents=True)
+    Image.new("L", (2, 2), 9).save(folder / "good.png")
+    Image.new("L", (1, 1)).save(folder / "tiny.png")
+    whole = (folder / "good.png").read_bytes()
+    (folder / "bomb.png").write_bytes(whole[:16] + (65535).to_bytes(4, "big") * 2 + whole[24:])
+    (folder / "cut.png").write_bytes(whole[:45])
+    (folder / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n")
+    (folder / "both.png").write_bytes(whole + b"<script>alert(1)</script>")
+    (folder / "empty.png").touch()
+    request = {"workload": "w", "source": {"kind": "folders", "path": "images"}, "feature": IMAGE}
+    request |= {"label": {"classes": ["x", "y"]}, "bad_rows": "quarantine"}
+    found = reader.ask(tmp_path, request)
+    assert found["said"] == "read 2, aside 5"
+    assert found["peak"] < MEBIBYTES
