@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.data.corrections import correct, read
 from tasks.data.repair import Repairs, Work, apply_rule
 from tasks.data.table import SPLITS, empty_room, read_table, row_digests, write_table
 from tasks.spec.errors import BadRequest
@@ -64,7 +65,18 @@ def _repaired(request: CleanRequest, raw: pa.Table) -> tuple[pa.Table, Repairs]:
     table, repairs = raw.append_column("row_id", row_id), Repairs()
     for rule in request.rules:
         table = apply_rule(rule, Work(table, request.feature, request.label, repairs))
-    return table, repairs
+    return _corrected(request, table, repairs), repairs
+
+
+def _corrected(request: CleanRequest, table: pa.Table, repairs: Repairs) -> pa.Table:
+    """Labels that people corrected, applied last; the repair log says who and when."""
+    column = request.label.column
+    found = correct(table, request.feature, column, read(request.corrections))
+    for rule, dropped in sorted({(change.rule, change.after is None) for change in found.changes}):
+        own = [item for item in found.changes if (item.rule, item.after is None) == (rule, dropped)]
+        before = [item.correction.label for item in own]
+        repairs.add(rule, column, [item.row_id for item in own], before, None if dropped else [i.after for i in own])
+    return found.table
 
 
 def _with_fixed_images(request: CleanRequest, raw: pa.Table) -> pa.Table:

@@ -44,7 +44,8 @@ def ingest(request: IngestRequest, room: Path) -> IngestResult:
     with pq.ParquetWriter(room / "raw.parquet", schema, compression="zstd") as writer:
         for file in request.files:
             rows += _read_file(request, file, schema, writer)
-    return IngestResult(rows=rows, columns=tuple(schema.names))
+    sources = tuple(file.sha256 for file in request.files)
+    return IngestResult(rows=rows, columns=tuple(schema.names), sources=sources)
 
 
 def _read_file(request: IngestRequest, file: SourceFile, schema: pa.Schema, writer: object) -> int:
