@@ -35,7 +35,7 @@ def count_broken(scalars: Scalars, expectations: list[Expectation]) -> dict[int,
     }
     if not counts:
         return {}
-    found = scalars.sql(f"SELECT {', '.join(counts.values())} FROM {VIEW}").fetchone()
+    found = scalars.table_of(f"SELECT {', '.join(counts.values())} FROM {VIEW}")[0]
     return dict(zip(counts, map(int, found), strict=True))
 
 
@@ -46,7 +46,7 @@ def broken_rows(scalars: Scalars, expectation: Expectation, limit: int | None = 
         counted = f"count(*) OVER (PARTITION BY {named(column)}) AS {named(_twins(column))}"
         source = f"(SELECT *, {counted} FROM {VIEW})"
     most = f" LIMIT {limit}" if limit is not None else ""
-    found = scalars.sql(f"SELECT row_id FROM {source} WHERE {broken_by(expectation)}{most}").fetchall()
+    found = scalars.table_of(f"SELECT row_id FROM {source} WHERE {broken_by(expectation)}{most}")
     return [row_id for (row_id,) in found]
 
 

@@ -116,7 +116,7 @@ def _missing(scalars: Scalars) -> dict[str, list[float]]:
     names = [name for name in scalars.columns if name not in ("row_id", "split")][:MAX_COLUMNS]
     shares = ", ".join(f"avg(({named(name)} IS NULL)::INT)" for name in names)
     bucket = f"{ROW} * {BUCKETS} // {max(scalars.rows, 1)}"
-    rows = scalars.sql(f"SELECT {bucket} AS bucket, {shares} FROM {VIEW} GROUP BY bucket ORDER BY bucket").fetchall()
+    rows = scalars.table_of(f"SELECT {bucket} AS bucket, {shares} FROM {VIEW} GROUP BY bucket ORDER BY bucket")
     return {name: [float(row[place + 1]) for row in rows] for place, name in enumerate(names)}
 
 

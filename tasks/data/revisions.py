@@ -143,7 +143,7 @@ def _rows(before: Path, after: Path, facts: dict[str, Any]) -> dict[str, Any]:
             key = f"hash({columns}) AS features"
             twin = "row_number() OVER (PARTITION BY features ORDER BY label, split, row_id) AS twin"
             inner = f"SELECT {key}, row_id, label, split FROM read_parquet({quoted(str(path))})"
-            connection.execute(f"CREATE TABLE {name} AS SELECT *, {twin} FROM ({inner})")
+            connection.execute(f"CREATE TABLE {name} AS SELECT *, {twin} FROM ({inner})").fetchall()
         return {
             "added": _some(connection, "two.row_id, NULL, two.label", "one.features IS NULL"),
             "removed": _some(connection, "one.row_id, one.label, NULL", "two.features IS NULL"),
@@ -156,7 +156,7 @@ def _rows(before: Path, after: Path, facts: dict[str, Any]) -> dict[str, Any]:
 def _some(connection: Any, columns: str, condition: str) -> dict[str, Any]:
     joined = f"FROM one FULL JOIN two USING (features, twin) WHERE {condition}"
     found = connection.execute(f"SELECT {columns} {joined} ORDER BY ALL LIMIT {SHOWN}").fetchall()
-    count = connection.execute(f"SELECT count(*) {joined}").fetchone()[0]
+    count = connection.execute(f"SELECT count(*) {joined}").fetchall()[0][0]
     return {"count": count, "first": [{"row_id": row[0], "before": row[1], "after": row[2]} for row in found]}
 
 

@@ -35,16 +35,17 @@ class Scalars:
     def __init__(self, connection: Any, path: Path, feature: Feature) -> None:
         self.connection, self.path = connection, path
         source = f"read_parquet({quoted(str(path))}, file_row_number = true)"
-        self.sql(f"CREATE VIEW {VIEW} AS SELECT {_columns(path, feature)} FROM {source}")
-        self.rows = int(self.sql(f"SELECT count(*) FROM {VIEW}").fetchone()[0])
+        self.table_of(f"CREATE VIEW {VIEW} AS SELECT {_columns(path, feature)} FROM {source}")
+        self.rows = int(self.table_of(f"SELECT count(*) FROM {VIEW}")[0][0])
         self.sampled = _uncompressed_bytes(path) > WHOLE_BYTES and self.rows > SAMPLE_ROWS
 
-    def sql(self, query: str) -> Any:
-        return self.connection.execute(query)
+    def table_of(self, query: str) -> list[tuple[Any, ...]]:
+        """Return a query's rows, all of them: a connection serves one result at a time."""
+        return self.connection.execute(query).fetchall()
 
     @property
     def columns(self) -> list[str]:
-        return [name for name, *_ in self.sql(f"DESCRIBE {VIEW}").fetchall() if name != ROW]
+        return [name for name, *_ in self.table_of(f"DESCRIBE {VIEW}") if name != ROW]
 
     def frame(self) -> pd.DataFrame:
         """Return the rows as a frame: all of them in order, or the seeded sample of a large table."""

@@ -32,9 +32,7 @@ CONFIG = """[core]
     dir = "{cache}"
 """
 # DVC trusts what a remote gives unless told to verify; what arrives is held against its SHA-256 as well.
-REMOTE = """[core]
-    remote = store
-['remote "store"']
+REMOTE = """['remote "store"']
     url = "{url}"
     verify = true
 """

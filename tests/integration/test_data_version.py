@@ -322,7 +322,7 @@ def s3(tmp_path_factory):
     try:
         yield _with_bucket(f"http://127.0.0.1:{ports[3]}")
     finally:
-        server.terminate()
+        server.kill()  # asked to end it would first wait half a minute for its filer
         server.wait()
         for name, value in old.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
