@@ -38,7 +38,8 @@ def shares(before: Sequence[float], now: Sequence[float], names: Sequence[str]) 
     for place, (one, two) in enumerate(zip(before, now, strict=True)):
         for share, offset, fill in ((one, 0.0, "#b8c2cc"), (two, 0.45, COLOURS[0])):
             height = tall * share / highest
-            parts.append(_box(place * step + offset * step, tall - height, 0.43 * step, height, fill))
+            if share:
+                parts.append(_box(place * step + offset * step, tall - height, 0.43 * step, height, fill))
     if names:
         parts += [_word(0, HEIGHT - 3, names[0], "start"), _word(WIDTH, HEIGHT - 3, names[-1], "end")]
     return _svg(WIDTH, HEIGHT, parts)
@@ -73,7 +74,7 @@ def meter(value: float, limit: float | None, highest: float = 1.0) -> str:
 def number(value: Any) -> str:
     """Return a number as a label: four digits, thousands parted."""
     if value is None:
-        return ""
+        return "missing"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 

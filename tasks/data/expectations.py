@@ -280,8 +280,8 @@ def _found(item: dict[str, Any], result: dict[str, Any]) -> str:
     if "element_count" in result and "unexpected_count" in result:
         sample = result.get("partial_unexpected_list", [])[:3]
         return f"{result['unexpected_count']} of {result['element_count']} values off, such as {sample}"
-    if result.get("observed_value") is not None:
-        return str(result["observed_value"])
+    if (observed := result.get("observed_value")) is not None:
+        return f"{observed:.6g}" if isinstance(observed, float) else str(observed)
     causes = [cause for cause in (item.get("exception_info") or {}).values() if isinstance(cause, dict)]
     if causes:
         return str(causes[0].get("exception_message"))

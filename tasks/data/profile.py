@@ -1,8 +1,8 @@
 """A profile: the distribution of each scalar column, small enough to keep with every dataset revision; and its shift.
 
-A number is counted in bins between its own quantiles, a text of few distinct values by value, the missing as a bin of
-their own. The shift between two revisions is the total variation distance of the counts in the bins of the older one:
-0 for the same shares, 1 for none in common.
+A number is counted in bins between its own quantiles, texts and numbers of few distinct values by value, the missing as
+a bin of their own. The shift between two revisions is the total variation distance of the counts in the bins of the
+older one: 0 for the same shares, 1 for none in common.
 """
 
 from __future__ import annotations
@@ -55,9 +55,12 @@ def _column(values: pd.Series, like: Column | None = None) -> Column:
 
     missing = int(values.isna().sum())
     present = values.dropna()
-    if pd.api.types.is_numeric_dtype(values.dtype):
-        return _number(present.to_numpy(float), missing, like)
-    return _category(present.astype(str), missing, like)
+    if not pd.api.types.is_numeric_dtype(values.dtype):
+        return _category(present.astype(str), missing, like)
+    few = like["kind"] == "category" if like else present.nunique() <= BINS
+    if few:
+        return _category(present.map("{:.6g}".format), missing, like)
+    return _number(present.to_numpy(float), missing, like)
 
 
 def _number(values: np.ndarray, missing: int, like: Column | None) -> Column:

@@ -47,9 +47,15 @@ def report(facts: dict[str, Any], request: VersionRequest, data: Path, before: d
         lacking={name: sum(ratios) / len(ratios) for name, ratios in missing.items() if any(ratios)},
         drift=_drift(facts, before),
         worst=_worst(request, data),
-        percent=lambda ratio: "" if ratio is None else f"{100 * ratio:.3g} %",
+        percent=_percent,
         number=drawing.number,
     )
+
+
+def _percent(ratio: float | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{100 * ratio:.1f} %" if ratio >= 0.01 or ratio == 0 else f"{100 * ratio:.2f} %"
 
 
 def _drawn(classes: list[str]) -> list[str]:
@@ -107,7 +113,9 @@ def _columns(frame: pd.DataFrame, classes: list[str], profile: dict[str, Any]) -
         counts = [counted(numbers[there & (codes == code)], edges) for code in range(min(len(classes), MAX_CLASSES))]
         facts = {"mean": profile.get(name, {}).get("mean"), "missing": 1 - there.mean() if len(there) else 0.0}
         ends = (drawing.number(float(low)), drawing.number(float(high)))
-        found.append({"name": name, "picture": drawing.histogram(counts, ends), **facts})
+        # A column of one value has no distribution to draw.
+        picture, always = (drawing.histogram(counts, ends), "") if high > low else ("", ends[0])
+        found.append({"name": name, "picture": picture, "always": always, **facts})
     return found
 
 
@@ -129,7 +137,8 @@ def _drift(facts: dict[str, Any], before: dict[str, Any] | None) -> dict[str, An
     rows = []
     for place, (name, value) in enumerate(sorted(found.items(), key=lambda pair: -pair[1])):
         one, two = before["profile"].get(name), facts["profile"].get(name)
-        picture = _pair(one, two) if place < SHIFTS_DRAWN and one and two else ""
+        drawn = place < SHIFTS_DRAWN and value > 0 and one and two
+        picture = _pair(one, two) if drawn else ""
         meter = drawing.meter(value, facts["max_shift"])
         rows.append({"name": name, "shift": value, "meter": meter, "picture": picture})
     return {"revision": before["revision"], "rows": rows, "volume_ratio": history["volume_ratio"],
@@ -141,11 +150,19 @@ def _pair(one: dict[str, Any], two: dict[str, Any]) -> str:
     if one["kind"] != two["kind"]:
         return ""
     if one["kind"] == "category":
-        names = sorted({*one["counts"], *two["counts"]})[:30]
+        names = sorted({*one["counts"], *two["counts"]}, key=_order)[:30]
         return drawing.shares(*(_shares([side["counts"].get(n, 0) for n in names]) for side in (one, two)), names)
     low, high = min(one["edges"][0], two["edges"][0]), max(one["edges"][-1], two["edges"][-1])
     names = [drawing.number(low), drawing.number(high)]
     return drawing.shares(_rebinned(one, low, high), _rebinned(two, low, high), names)
+
+
+def _order(name: str) -> tuple[float, str]:
+    """Numbers by their size, then texts by the alphabet."""
+    try:
+        return (float(name), "")
+    except ValueError:
+        return (float("inf"), name)
 
 
 def _shares(counts: list[float]) -> list[float]:
