@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from tasks.spec.workload import LabelRules
+    from tasks.spec.validation import LabelRules
 
 
 class Found(NamedTuple):

@@ -17,7 +17,7 @@ from tasks.data.table import SPLITS
 
 if TYPE_CHECKING:
     from tasks.spec.requests import ValidateDataRequest
-    from tasks.spec.workload import Check, Severity
+    from tasks.spec.validation import Check, Severity
 
 STAGES = ("raw", "clean", "split", "history")
 REJECTED = "rejected_ratio"

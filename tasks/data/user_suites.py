@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, get_args
 from tasks.data.conditions import SUPPORTED, broken_by
 from tasks.data.suite import STAGES, judged
 from tasks.spec.errors import BadRequest
+from tasks.spec.validation import Severity
 from tasks.spec.value import sha256_of
-from tasks.spec.workload import Severity
 from tasks.store.files import sha256_file
 
 # GX 1.24.1 answers these with a numpy.bool, which its own result store can't write.

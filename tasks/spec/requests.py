@@ -15,6 +15,7 @@ from tasks.spec import workload as w
 from tasks.spec.clean import CleanRule
 from tasks.spec.feature import Feature
 from tasks.spec.rules import Rule, Verdict
+from tasks.spec.validation import Expectations, LabelRules
 from tasks.spec.value import RoomRef, Value
 
 
@@ -84,7 +85,7 @@ class ValidateDataRequest(Value):
     feature: Feature
     label: w.Label
     split: w.Split
-    expectations: w.Expectations
+    expectations: Expectations
     suites_sha256: str = Field(description="digest of the suites that users edit in great_expectations/")
     sources: tuple[str, ...] = Field(default=(), description="SHA-256 of each source file")
     previous: Previous | None = None
@@ -117,7 +118,7 @@ class ValidateLabelsRequest(Value):
     clean: RoomRef
     feature: Feature
     label: w.Label
-    rules: w.LabelRules
+    rules: LabelRules
     corrections: RoomRef | None = Field(default=None, description="a label that a person confirmed is queued no more")
 
 

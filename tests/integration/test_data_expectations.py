@@ -20,8 +20,9 @@ from tasks.data.version import version
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
 from tasks.spec.requests import ValidateDataRequest, VersionRequest
+from tasks.spec.validation import Expectations
 from tasks.spec.value import RoomRef
-from tasks.spec.workload import Expectations, Label, Split
+from tasks.spec.workload import Label, Split
 from tasks.store.manifest import write_manifest
 
 pytestmark = pytest.mark.timeout(120)

@@ -20,8 +20,9 @@ from tasks.data.labels import validate_labels
 from tasks.spec.clean import DropDuplicates
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
 from tasks.spec.requests import CleanRequest, IngestRequest, ValidateLabelsRequest
+from tasks.spec.validation import LabelRules
 from tasks.spec.value import RoomRef
-from tasks.spec.workload import BundledSource, FilesSource, Label, LabelRules, Split
+from tasks.spec.workload import BundledSource, FilesSource, Label, Split
 from tasks.store.manifest import write_manifest
 
 pytestmark = pytest.mark.timeout(120)

@@ -13,7 +13,7 @@ from tasks.data.noise import Noise, audit, wilson
 from tasks.gate.judge import judge
 from tasks.spec.feature import TableFeature
 from tasks.spec.rules import Evidence
-from tasks.spec.workload import LabelRules
+from tasks.spec.validation import LabelRules
 
 pytestmark = pytest.mark.timeout(30)
 NOTHING = np.zeros(0, np.int64)

@@ -16,7 +16,7 @@ from tasks.data.profile import profile_of, shift
 from tasks.data.scalars import opened
 from tasks.spec.errors import BadRequest
 from tasks.spec.feature import TextFeature
-from tasks.spec.workload import Expectations
+from tasks.spec.validation import Expectations
 
 pytestmark = pytest.mark.timeout(60)
 NUMBERS = st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6)), min_size=1, max_size=60)
