@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any, NoReturn
 
 import click
 
+from tasks.command.data import data
+from tasks.command.terminal import give, json_option, user
 from tasks.site import Site
 from tasks.spec.errors import BadRequest, DrydockError, Refused, TryAgain, from_os
 from tasks.spec.load import load_workload, workload_names
@@ -22,14 +23,6 @@ STARTED = time.monotonic()
 def say(line: str) -> None:
     """Tell progress, with the seconds since the command began."""
     click.echo(f"[{time.monotonic() - STARTED:6.1f} s] {line}")
-
-
-def give(data: Any, as_json: bool, text: str) -> None:
-    """Print data for a program, or text for a person."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str) if as_json else text)
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="print JSON for a program")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -247,58 +240,7 @@ def history(workload: str, at: str | None, passport: str | None, as_json: bool) 
         give(rows, as_json, history_text(workload, rows))
 
 
-@cli.group()
-def data() -> None:
-    """Dataset revisions."""
-
-
-@data.command("list")
-@click.argument("workload", required=False)
-@json_option
-def data_list(workload: str | None, as_json: bool) -> None:
-    """List the dataset revisions."""
-    from tasks.data.revisions import revisions
-
-    found = revisions(Site().datasets, workload)
-    lines = [f"{row['revision']:<40} {row['at'][:19]}  {row['data_sha256'][:16]}" for row in found]
-    give(found, as_json, "\n".join(lines) or "no revision yet")
-
-
-@data.command("show")
-@click.argument("revision")
-@json_option
-def data_show(revision: str, as_json: bool) -> None:
-    """Show a revision's columns, rows by split and rows by class."""
-    import yaml
-
-    from tasks.data.revisions import show
-
-    found = show(Site().datasets, revision)
-    give(found, as_json, yaml.safe_dump(found, sort_keys=False).rstrip())
-
-
-@data.command("diff")
-@click.argument("before")
-@click.argument("after")
-@json_option
-def data_diff(before: str, after: str, as_json: bool) -> None:
-    """Compare two revisions: rows by split and by class, before and after."""
-    from tasks.data.revisions import diff
-
-    found = diff(Site().datasets, before, after)
-    changes = [(kind, name, was, now) for kind, rows in found.items() for name, (was, now) in rows.items()]
-    lines = [f"{kind}: {name:<20} {was:>8} -> {now}" for kind, name, was, now in changes]
-    give(found, as_json, "\n".join(lines))
-
-
-@data.command("get")
-@click.argument("revision")
-@click.argument("out", type=click.Path(path_type=Path))
-def data_get(revision: str, out: Path) -> None:
-    """Write a revision's data to a new Parquet file, held against its digest."""
-    from tasks.data.revisions import get
-
-    click.echo(get(Site().datasets, revision, out))
+cli.add_command(data)
 
 
 @cli.command()
@@ -316,11 +258,6 @@ def bench(name: str | None, as_json: bool) -> None:
     click.echo(json.dumps(found) if as_json else table(found))
     if missed := [row["name"] for row in found["rows"] if not row["ok"]]:
         raise Refused(f"bench {name}: missed {', '.join(missed)}")
-
-
-def user() -> str:
-    """Return who asks, as the ledger keeps it."""
-    return os.environ.get("DRYDOCK_USER") or os.environ.get("SUDO_USER") or os.environ.get("USER") or "root"
 
 
 def main() -> int:

@@ -61,23 +61,31 @@ def clean(workload: Workload, done: Done, site: Site, item: Any = None) -> Value
         label=data.label,
         rules=data.clean,
         split=data.split,
+        corrections=_corrections(workload, site),
     )
 
 
 def validate_data(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
     from tasks.data.expectations import suites_sha256
+    from tasks.data.revisions import last_accepted
 
     data, cleaned = workload.data, done["clean"]
     unread = done["ingest"]["quarantined_rows"]
+    # A revision of these very rows is no other one to compare with, unless each run must bring something new.
+    apart = None if data.expectations.fresh else cleaned["room"]["digest_sha256"]
     return r.ValidateDataRequest(
         workload=workload.name,
+        raw=_room(done["ingest"]),
         clean=_room(cleaned),
         rows_in=cleaned["rows_in"] + unread,
         dropped_rows=cleaned["dropped_rows"] + unread,
         feature=data.feature,
         label=data.label,
+        split=data.split,
         expectations=data.expectations,
         suites_sha256=suites_sha256(site.suites, workload.name),
+        sources=tuple(done["ingest"]["sources"]),
+        previous=last_accepted(site.datasets, workload.name, apart),
     )
 
 
@@ -89,15 +97,19 @@ def validate_labels(workload: Workload, done: Done, site: Site, item: Any = None
         feature=data.feature,
         label=data.label,
         rules=data.labels,
+        corrections=_corrections(workload, site),
     )
 
 
 def version(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
     return r.VersionRequest(
         workload=workload.name,
+        feature=workload.data.feature,
         clean=_room(done["clean"]),
         validate_data=_room(done["validate_data"]),
         validate_labels=_room(done["validate_labels"]),
+        corrections=_corrections(workload, site),
+        sources=tuple(done["ingest"]["sources"]),
     )
 
 
@@ -217,6 +229,12 @@ def request_for(step: str, workload: Workload, done: Done, site: Site, item: Any
 
 def _room(result: dict[str, Any]) -> RoomRef:
     return RoomRef.parse(result["room"], "a result's room")
+
+
+def _corrections(workload: Workload, site: Site) -> RoomRef | None:
+    from tasks.data.corrections import newest
+
+    return newest(site.corrections, workload.name)
 
 
 def _package_uri(compressed: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from tasks.store.files import exclusive
 from tasks.store.sign import make_key
 
 if TYPE_CHECKING:
+    from tasks.data.version_store import Remote
     from tasks.release.gateway import Gateway
     from tasks.release.ledger import Ledger
     from tasks.release.rollouts import Rollouts
@@ -28,6 +29,7 @@ class Site:
         self.workloads = Path(self.settings.workloads)
         self.suites = self.root / "great_expectations" / "expectations"
         self.datasets = self.home / "datasets"
+        self.corrections = self.home / "corrections"
 
     @cached_property
     def keys(self) -> Path:
@@ -36,6 +38,14 @@ class Site:
         with exclusive(self.home / "locks" / "keys.lock"):
             make_key(folder)
         return folder
+
+    @property
+    def dataset_remote(self) -> Remote | None:
+        """Where dataset revisions are pushed to; None: nowhere."""
+        from tasks.data.version_store import Remote
+
+        url = self.settings.dataset_remote
+        return Remote(url, self.settings.dataset_remote_endpoint) if url else None
 
     @cached_property
     def mlflow(self) -> Any:

@@ -11,6 +11,7 @@ each step is asked.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -43,7 +44,7 @@ def clean(request: r.CleanRequest, room: Path, site: Site) -> r.CleanResult:
 def validate_data(request: r.ValidateDataRequest, room: Path, site: Site) -> r.ValidateDataResult:
     from tasks.data.expectations import validate_data
 
-    return validate_data(request, room, site.suites)
+    return validate_data(request, room, site.suites, site.datasets)
 
 
 def validate_labels(request: r.ValidateLabelsRequest, room: Path, site: Site) -> r.ValidateLabelsResult:
@@ -55,7 +56,7 @@ def validate_labels(request: r.ValidateLabelsRequest, room: Path, site: Site) ->
 def version(request: r.VersionRequest, room: Path, site: Site) -> r.VersionResult:
     from tasks.data.version import version
 
-    return version(request, room, site.datasets)
+    return version(request, room, site.datasets, site.dataset_remote)
 
 
 def train(request: r.TrainRequest, room: Path, site: Site) -> r.TrainResult:
@@ -65,6 +66,7 @@ def train(request: r.TrainRequest, room: Path, site: Site) -> r.TrainResult:
     run_id = runs.open_run(site.mlflow, request.workload, key_of("train", request), *_run_papers(request))
     dataset_uri = f"dvc:{site.datasets}@{request.revision}"
     runs.log_dataset(site.mlflow, run_id, request.revision, request.dataset.digest_sha256, dataset_uri)
+    _log_data_report(request, run_id, site)
     curves = runs.Curves(site.mlflow, run_id)
     model_py = site.workload_folder(request.workload) / "model.py" if request.model_py_sha256 else None
     try:
@@ -89,6 +91,19 @@ def _gang(request: r.TrainRequest, site: Site) -> Any:
     key = job_key("train", request)
     labels = {"workload": request.workload, "step": "train", "key": key}
     return Containers(site.training_engine, key, labels, lambda line: record_event(site.home, "failure", line))
+
+
+def _log_data_report(request: r.TrainRequest, run_id: str, site: Site) -> None:
+    """The revision's report as the run's artifact, with a tag that leads to it."""
+    from tasks.data.revisions import REPORT, file_of
+    from tasks.registry import runs
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / REPORT
+        path.write_bytes(file_of(site.datasets, request.revision, REPORT))
+        runs.log_file(site.mlflow, run_id, path, "data")
+    link = f"{site.settings.mlflow_url}/#/runs/{run_id}/artifacts/data/{REPORT}"
+    runs.log_tags(site.mlflow, run_id, {"drydock.data_report": link})
 
 
 def _run_papers(request: r.TrainRequest) -> tuple[dict[str, Any], dict[str, str]]:
@@ -120,9 +135,11 @@ def judge(request: r.JudgeRequest, room: Path, site: Site) -> r.JudgeResult:
         for name in ("report.html", "confusion.png", "measurements.json"):
             runs.log_file(site.mlflow, request.run_id, folder / name, f"evaluation/{candidate.variant}")
     runs.log_file(site.mlflow, request.run_id, room / "report.html", "evaluation")
-    data_docs, labels = open_room(request.validate_data) / "docs", open_room(request.validate_labels)
-    runs.log_folder(site.mlflow, request.run_id, data_docs, "validation/data_docs")
-    runs.log_file(site.mlflow, request.run_id, labels / "report.json", "validation/labels")
+    data, labels = open_room(request.validate_data), open_room(request.validate_labels)
+    runs.log_folder(site.mlflow, request.run_id, data / "docs", "validation/data_docs")
+    runs.log_file(site.mlflow, request.run_id, data / "validation.json", "validation")
+    for name in ("report.json", "queue.html", "queue.csv"):
+        runs.log_file(site.mlflow, request.run_id, labels / name, "validation/labels")
     runs.log_metrics(site.mlflow, request.run_id, json.loads((room / "metrics.json").read_text()))
     runs.log_tags(site.mlflow, request.run_id, {"drydock.verdict": result.verdict, "drydock.why": result.summary})
     runs.finish_run(site.mlflow, request.run_id, "FINISHED" if result.verdict == "pass" else "FAILED")
@@ -165,7 +182,7 @@ STEPS: dict[str, Step] = {
         r.ValidateLabelsResult,
         validate_labels,
         ("data", "gate"),
-        lambda done: None if done.verdict.verdict == "pass" else f"label validation refused: {done.verdict.summary}",
+        lambda done: None if done.verdict.verdict == "pass" else _labels_refused(done),
     ),
     "version": Step(r.VersionRequest, r.VersionResult, version, ("data",)),
     "train": Step(r.TrainRequest, r.TrainResult, train, ("train",)),
@@ -180,6 +197,11 @@ STEPS: dict[str, Step] = {
     ),
     "register": Step(r.RegisterRequest, r.RegisterResult, register, ("registry",)),
 }
+
+
+def _labels_refused(done: r.ValidateLabelsResult) -> str:
+    place = f"; labels to look at: {done.room.uri}/queue.html" if done.room and done.suspects + done.conflicts else ""
+    return f"label validation refused: {done.verdict.summary}{place}"
 
 
 def run_step(name: str, request: Value, site: Site) -> Value:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.data.cleaned import write_repairs, write_rows
+from tasks.data.corrections import read
 from tasks.data.engine import ROW, SCRATCH, Engine, engine
 from tasks.data.rawrows import RawRows, write_slim
 from tasks.data.repair import Meaning, apply_rule
@@ -43,8 +44,8 @@ def clean(request: CleanRequest, room: Path, memory_bytes: int = MEMORY_BYTES) -
         base = _base(request, raw, path, room)
         work = cleaned_table(running, request.rules, base, _meaning(request), _image(request))
         _check_columns(request, work)
-        by_rule = write_repairs(work, room / "repairs.parquet")
-        written = write_rows(request, work, raw, room)
+        written = write_rows(request, work, raw, room, read(request.corrections))
+        by_rule = write_repairs(work, room / "repairs.parquet", request.label.column, written.changes)
     if not written.rows:
         counts = ", ".join(f"{item['rule']} {item['dropped_rows']}" for item in by_rule)
         found = f"cleaning dropped all {raw.rows} rows ({counts})"

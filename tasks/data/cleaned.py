@@ -6,10 +6,12 @@ same bytes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tasks.data.corrections import Change, Correction, correct
 from tasks.data.divide import divide
 from tasks.data.engine import ROW
 from tasks.data.rawrows import RawRows
@@ -26,9 +28,10 @@ OWN = AT, GONE, WHY = "\0row", "\0dropped", "\0why"
 
 
 class Written(NamedTuple):
-    """How many rows went to each split; all others are in quarantine."""
+    """How many rows went to each split, all others are in quarantine; and what people's corrections changed."""
 
     rows_by_split: dict[str, int]
+    changes: tuple[Change, ...]
 
     @property
     def rows(self) -> int:
@@ -69,8 +72,9 @@ class Groups:
         self._held, self._rows = [whole.slice(count)], self._rows - count
 
 
-def write_repairs(work: WorkTable, path: Path) -> list[dict[str, Any]]:
-    """Write ``repairs.parquet`` in the order of the rules, then of the rows; return the counts by rule."""
+def write_repairs(work: WorkTable, path: Path, label: str, changes: tuple[Change, ...]) -> list[dict[str, Any]]:
+    """Write ``repairs.parquet`` in the order of the rules, then of the rows, and corrections of the column ``label``
+    at the end; return the counts by rule."""
     import numpy as np
     import pyarrow as pa
 
@@ -85,7 +89,22 @@ def write_repairs(work: WorkTable, path: Path) -> list[dict[str, Any]]:
             row_id = batch.column(ROW).cast(pa.string())
             cells = [row_id, columns.take(number), batch.column("before"), batch.column("after"), rules.take(number)]
             groups.add(pa.Table.from_arrays(cells, schema=schema))
-    return [_counted(entry, int(count)) for entry, count in zip(work.entries, counts, strict=True)]
+        groups.add(pa.Table.from_pylist([_corrected(change, label) for change in changes], schema))
+    by_rule = [_counted(entry, int(count)) for entry, count in zip(work.entries, counts, strict=True)]
+    return by_rule + _corrections_counted(changes, label)
+
+
+def _corrected(change: Change, label: str) -> dict[str, str | None]:
+    before = change.correction.label
+    return {"row_id": change.row_id, "column": label, "before": before, "after": change.after, "rule": change.rule}
+
+
+def _corrections_counted(changes: tuple[Change, ...], label: str) -> list[dict[str, Any]]:
+    counts = Counter((change.rule, change.after is None) for change in changes)
+    return [
+        {"rule": rule, "column": label, "changed_cells": 0 if gone else count, "dropped_rows": count if gone else 0}
+        for (rule, gone), count in sorted(counts.items())
+    ]
 
 
 def _counted(entry: Any, count: int) -> dict[str, Any]:
@@ -139,13 +158,16 @@ def _logged(work: WorkTable, entry: Any, before: Any) -> Any:
     return ibis.null("string") if images else as_text(before)
 
 
-def write_rows(request: CleanRequest, work: WorkTable, raw: RawRows, room: Path) -> Written:
-    """Write ``data.parquet`` and ``quarantine.parquet``, range by range of the raw table.
+def write_rows(
+    request: CleanRequest, work: WorkTable, raw: RawRows, room: Path, corrections: tuple[Correction, ...]
+) -> Written:
+    """Write ``data.parquet`` and ``quarantine.parquet``, range by range of the raw table; labels that people
+    corrected are applied last.
 
     Raises:
         BadRequest: a split name that is not known.
     """
-    counts = dict.fromkeys(SPLITS, 0)
+    counts, changes = dict.fromkeys(SPLITS, 0), list[Change]()
     has_validation = _has_validation(request, work)
     quarantine = _quarantine_schema(raw.schema)
     with (
@@ -156,13 +178,18 @@ def write_rows(request: CleanRequest, work: WorkTable, raw: RawRows, room: Path)
             rows = _range(request, work, start, stop)
             alive = rows.filter(rows.column(GONE).is_null())
             splits = divide(alive, request.feature, request.split, has_validation)
-            for name in SPLITS:
-                counts[name] += int((splits == name).sum())
-            data.add(_finished(request, alive, splits, raw, start, stop))
+            finished = _finished(request, alive, splits, raw, start, stop)
+            found = correct(finished, request.feature, "label", corrections)
+            for name, count in Counter(found.table.column("split").to_pylist()).items():
+                counts[name] += count
+            data.add(found.table)
+            changes += found.changes
             if alive.num_rows < rows.num_rows:
                 dropped = rows.filter(rows.column(GONE).is_valid())
                 aside.add(_set_aside(work, dropped, raw.read(start, stop), start, quarantine))
-    return Written(counts)
+            if gone := [change for change in found.changes if change.after is None]:
+                aside.add(_taken_out(gone, request.label.column, raw.read(start, stop), start, quarantine))
+    return Written(counts, tuple(changes))
 
 
 def _range(request: CleanRequest, work: WorkTable, start: int, stop: int) -> pa.Table:
@@ -213,6 +240,16 @@ def _set_aside(work: WorkTable, dropped: pa.Table, raw: pa.Table, start: int, sc
     names = pa.array([entry.column for entry in work.entries], pa.string())
     whole = raw.take(pc.subtract(dropped.column(AT), start))
     own = [dropped.column("row_id"), rules.take(number), names.take(number), dropped.column(WHY)]
+    return pa.Table.from_arrays([*own, *whole.columns], schema=schema)
+
+
+def _taken_out(gone: list[Change], label: str, raw: pa.Table, start: int, schema: pa.Schema) -> pa.Table:
+    """Rows that a person took out of the data set."""
+    import pyarrow as pa
+
+    whole = raw.take(pa.array([int(change.row_id) - start for change in gone]))
+    columns = [[c.row_id, c.rule, label, c.correction.label] for c in gone]
+    own = [pa.array(cells, pa.string()) for cells in zip(*columns, strict=True)]
     return pa.Table.from_arrays([*own, *whole.columns], schema=schema)
 
 

@@ -1,167 +1,287 @@
-"""Validate a cleaned table with Great Expectations: the generated suite, and the suites that users edit.
+"""Validate a table with Great Expectations at four stages: as read, cleaned, split, and beside the last revision.
 
 The only importer of great_expectations. Each run works on a private context in a temporary folder, since GX
-rewrites its own configuration and two runs in one context race.
+rewrites its own configuration and two runs in one context race. ``tasks.data.scalars`` says how a table too large
+for memory is validated.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.data.suite import expectations, frame
-from tasks.data.table import empty_room, read_table
+from tasks.data.conditions import broken_rows, count_broken
+from tasks.data.history import compared, split_frame
+from tasks.data.profile import profile_of
+from tasks.data.revisions import facts_of
+from tasks.data.scalars import Scalars, opened, quoted
+from tasks.data.suite import REJECTED, generated
+from tasks.data.table import empty_room, write_table
+from tasks.data.user_suites import Suite, read_suite, suite_files, suites_sha256
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.requests import ValidateDataRequest, ValidateDataResult
-from tasks.spec.value import sha256_of
-from tasks.store.files import sha256_file, write_json
+from tasks.store.files import write_json
 from tasks.store.room import open_room
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# GX 1.24.1 answers these with a numpy.bool, which its own result store can't write.
-UNSTORABLE = {"expect_column_quantile_values_to_be_between": "expect_column_median_to_be_between"}
 DOCS = "uncommitted/data_docs/local_site"
 # With a capital, which no workload's name has: a user's suite can never stand in for the generated one.
 GENERATED = "Generated"
+# Of a large table, how many rows that break an expectation are shown to it beside the sample.
+SHOWN_BROKEN = 100
+ROW_COUNTS = ("expect_table_row_count_to_be_between", "expect_table_row_count_to_equal")
 
 
-def suite_files(suites: Path, workload: str) -> tuple[Path, ...]:
-    """Return a workload's own suites: ``<workload>.json``, ``<workload>.*.json`` and ``<workload>_*.json``.
+class Checked(NamedTuple):
+    """One expectation and what was found: its suite, severity, whether it was met, and a line for people."""
 
-    A workload's name holds no dot and no underscore, so none takes another's file for its own.
-    """
-    patterns = (f"{workload}.json", f"{workload}.*.json", f"{workload}_*.json")
-    return tuple(sorted({path for pattern in patterns for path in suites.glob(pattern)}))
-
-
-def suites_sha256(suites: Path, workload: str) -> str:
-    """Return one digest of the suites that users edit for a workload; no suite has a digest too."""
-    return sha256_of({path.name: sha256_file(path) for path in suite_files(suites, workload)})
+    suite: str
+    severity: str
+    met: bool
+    line: str
 
 
-def validate_data(request: ValidateDataRequest, room: Path, suites: Path) -> ValidateDataResult:
-    """Write ``validation.json`` and ``docs/`` (data docs, ``index.html``) into ``room``.
+def validate_data(
+    request: ValidateDataRequest, room: Path, suites: Path, repository: Path | None = None
+) -> ValidateDataResult:
+    """Write ``validation.json``, ``docs/`` (data docs), ``quarantine.parquet`` and ``profile.json`` into ``room``.
 
     Data that fails its expectations is a result with ``success`` false, never an exception.
 
     Raises:
         BadRequest: a user's suite can't be read, or names an expectation that GX doesn't know.
-        IntegrityLost: the cleaned room changed, or a suite did since the request was made.
+        IntegrityLost: a room changed, or a suite or the last revision's facts did since the request was made.
     """
-    table = read_table(open_room(request.clean) / "data.parquet")
-    if suites_sha256(suites, request.workload) != request.suites_sha256:
-        changed = f"a suite of {request.workload} changed since the run was planned"
-        raise IntegrityLost(f"{suites}: {changed}; start a new run")
-    demands = {GENERATED: expectations(request)} | {
-        path.stem: _read_suite(path) for path in suite_files(suites, request.workload)
-    }
+    raw, clean = open_room(request.raw) / "raw.parquet", open_room(request.clean) / "data.parquet"
+    users = _user_suites(request, suites)
+    facts = facts_of(repository, request.previous) if repository and request.previous else None
     empty_room(room)
-    with tempfile.TemporaryDirectory(prefix="drydock-gx-") as context:
-        found = _run(Path(context), demands, frame(request, table))
-        shutil.copytree(Path(context) / DOCS, room / "docs")
-    result = _result(demands, found)
-    facts = {"success": result.success, "failed": list(result.failed), "suites": found}
-    write_json(room / "validation.json", facts)
+    with opened(raw, request.feature) as before, opened(clean, request.feature) as after:
+        frames, history = _frames(request, before, after, facts)
+        demands = [Suite(f"{GENERATED}.{stage}", stage, items) for stage, items in generated(request, history).items()]
+        demands = [_numbered(suite) for suite in demands + users]
+        counts = {suite.name: _counts(suite, after) for suite in demands}
+        batches = _batches(demands, frames, after, counts)
+        results = _run(batches, room / "docs")
+        seen_in_part = {stage: table.rows for stage, table in (("raw", before), ("clean", after)) if table.sampled}
+        checked = _checked(demands, results, counts, seen_in_part)
+        quarantine = _quarantine(demands, checked, after)
+        profile = {"columns": profile_of(frames["clean"]), "history": history, "schema": _schema(clean)}
+        write_json(room / "profile.json", profile | {"max_shift": request.expectations.max_shift})
+    _write_quarantine(room, quarantine)
+    result = _result(request, demands, checked, quarantine, sampled=bool(seen_in_part))
+    write_json(room / "validation.json", _report(request, result, results))
     return result
 
 
-def _read_suite(path: Path) -> list[dict[str, Any]]:
-    """The expectations of a suite file in GX's own format."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))["expectations"]
-        items = [{"type": str(item["type"]), "kwargs": dict(item["kwargs"]), **_kept(item)} for item in found]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        found = f"is no suite in Great Expectations' format ({type(error).__name__}: {error})"
-        raise BadRequest(f"{path}: {found}; see great_expectations/README.md") from None
-    if not items:
-        raise BadRequest(f"{path}: expectations = [], must hold at least one; or remove the file")
-    for item in items:
-        if other := UNSTORABLE.get(item["type"]):
-            raise BadRequest(f"{path}: {item['type']} can't be stored by this version of GX; use {other}")
-    return items
+def _user_suites(request: ValidateDataRequest, suites: Path) -> list[Suite]:
+    if suites_sha256(suites, request.workload) != request.suites_sha256:
+        changed = f"a suite of {request.workload} changed since the run was planned"
+        raise IntegrityLost(f"{suites}: {changed}; start a new run")
+    return [read_suite(path) for path in suite_files(suites, request.workload)]
 
 
-def _kept(item: dict[str, Any]) -> dict[str, Any]:
-    """What else of an expectation counts; its id belongs to another context."""
-    return {name: item[name] for name in ("meta", "severity") if item.get(name) is not None}
+def _numbered(suite: Suite) -> Suite:
+    """The suite with each expectation's place in its meta, by which its result is found again."""
+    items = [item | {"meta": item["meta"] | {"place": place}} for place, item in enumerate(suite.items)]
+    return suite._replace(items=items)
 
 
-def _run(folder: Path, demands: dict[str, list[dict[str, Any]]], data: pd.DataFrame) -> dict[str, Any]:
-    """Run one checkpoint over all suites and return its results by suite, as plain data."""
+def _frames(
+    request: ValidateDataRequest, before: Scalars, after: Scalars, facts: dict[str, Any] | None
+) -> tuple[dict[str, pd.DataFrame], dict[str, float] | None]:
+    """The frame of each stage, and what was compared with the last revision."""
+    import pandas as pd
+
+    clean = after.frame()
+    clean[REJECTED] = request.dropped_rows / max(request.rows_in, 1)
+    frames = {"raw": before.frame(), "clean": clean, "split": split_frame(after, request)}
+    if facts is None:
+        return frames, None
+    history = compared(request, _schema(after.path), after.rows, clean, facts)
+    return frames | {"history": pd.DataFrame([history])}, history
+
+
+def _counts(suite: Suite, after: Scalars) -> dict[int, int]:
+    """Exact counts of broken rows over a large cleaned table; a small one Great Expectations sees whole."""
+    return count_broken(after, suite.items) if suite.stage == "clean" and after.sampled else {}
+
+
+def _batches(
+    demands: list[Suite], frames: dict[str, pd.DataFrame], after: Scalars, counts: dict[str, dict[int, int]]
+) -> list[tuple[Suite, pd.DataFrame]]:
+    """Which suite is run on which frame. Row counts of a sampled table are held against its true one, apart."""
+    import pandas as pd
+
+    batches = []
+    for suite in demands:
+        frame = frames[suite.stage]
+        if suite.stage == "clean" and after.sampled:
+            broken = [i for index, count in counts[suite.name].items() if count
+                      for i in broken_rows(after, suite.items[index], SHOWN_BROKEN)]  # fmt: skip
+            if broken:
+                more = after.rows_where(f"row_id IN ({', '.join(map(quoted, broken))})", len(broken))
+                frame = pd.concat([frame, more.assign(**{REJECTED: frame[REJECTED].iloc[0]})], ignore_index=True)
+        batches.append((suite, frame))
+    return batches
+
+
+def _run(batches: list[tuple[Suite, pd.DataFrame]], docs: Path) -> dict[str, Any]:
+    """Run one checkpoint a suite; return GX's results by suite as plain data, and leave the data docs in ``docs``."""
     # Read by GX at import: no usage statistics leave this machine.
     os.environ["GX_ANALYTICS_ENABLED"] = "False"
     import great_expectations as gx
 
-    context = gx.get_context(mode="file", context_root_dir=str(folder))
-    context.variables.progress_bars = {"globally": False, "metric_calculations": False}
-    context.variables.save()
-    asset = context.data_sources.add_pandas("cleaned").add_dataframe_asset("data")
-    batch = asset.add_batch_definition_whole_dataframe("all rows")
-    definitions = [
-        context.validation_definitions.add(
-            gx.ValidationDefinition(name=name, data=batch, suite=_add_suite(context, name, items))
-        )
-        for name, items in demands.items()
-    ]
+    with tempfile.TemporaryDirectory(prefix="drydock-gx-") as folder:
+        context = gx.get_context(mode="file", context_root_dir=folder)
+        context.variables.progress_bars = {"globally": False, "metric_calculations": False}
+        context.variables.save()
+        source = context.data_sources.add_pandas("data")
+        found = {suite.name: _run_suite(context, source, suite, frame) for suite, frame in batches}
+        # Once for all: as a checkpoint's action it would build the whole site for each.
+        context.build_data_docs()
+        shutil.copytree(Path(folder) / DOCS, docs)
+    return found
+
+
+def _run_suite(context: Any, source: Any, suite: Suite, frame: pd.DataFrame) -> dict[str, Any]:
+    import great_expectations as gx
+
+    batch = source.add_dataframe_asset(suite.name).add_batch_definition_whole_dataframe("all rows")
+    definition = context.validation_definitions.add(
+        gx.ValidationDefinition(name=suite.name, data=batch, suite=_add_suite(context, suite))
+    )
     checkpoint = context.checkpoints.add(
         gx.Checkpoint(
-            name="data",
-            validation_definitions=definitions,
-            result_format={"result_format": "SUMMARY"},
-            actions=[gx.checkpoint.UpdateDataDocsAction(name="docs")],
+            name=suite.name, validation_definitions=[definition], result_format={"result_format": "SUMMARY"}
         )
     )
-    done = checkpoint.run(batch_parameters={"dataframe": data})
-    found = {result.suite_name: result.to_json_dict() for result in done.run_results.values()}
-    return {name: found[name] for name in demands}
+    (result,) = checkpoint.run(batch_parameters={"dataframe": frame}).run_results.values()
+    return result.to_json_dict()
 
 
-def _add_suite(context: Any, name: str, items: list[dict[str, Any]]) -> Any:
+def _add_suite(context: Any, suite: Suite) -> Any:
     import great_expectations as gx
     from great_expectations.exceptions import GreatExpectationsError
     from great_expectations.expectations.registry import get_expectation_impl
 
     try:
-        for item in items:
+        for item in suite.items:
             # GX leaves an unknown expectation out of a suite with a line in its log: a pass by not looking.
             get_expectation_impl(item["type"])
-        return context.suites.add(gx.ExpectationSuite(name=name, expectations=items))
+        return context.suites.add(gx.ExpectationSuite(name=suite.name, expectations=suite.items))
     except (GreatExpectationsError, ValueError, TypeError) as error:
-        raise BadRequest(f"suite {name}.json: {' '.join(str(error).split())[:200]}") from None
+        raise BadRequest(f"suite {suite.name}.json: {' '.join(str(error).split())[:200]}") from None
 
 
-def _result(demands: dict[str, list[dict[str, Any]]], found: dict[str, Any]) -> ValidateDataResult:
-    """Success is every expectation met, and as many evaluated as were demanded."""
-    results = [(name, item) for name, suite in found.items() for item in suite["results"]]
-    failed = tuple(f"{name}: {_line(item)}" for name, item in results if item["success"] is not True)
-    demanded = sum(len(items) for items in demands.values())
-    if len(results) != demanded:
-        failed += (f"{len(results)} expectations were evaluated, must be {demanded}",)
-    names = tuple(demands)
-    return ValidateDataResult(success=not failed, evaluated=len(results), failed=failed, suites=names)
+def _checked(
+    demands: list[Suite], results: dict[str, Any], counts: dict[str, dict[int, int]], seen_in_part: dict[str, int]
+) -> list[Checked]:
+    """What became of each expectation. An exact count stands above what GX saw of a sample."""
+    found = []
+    for suite in demands:
+        for item in results[suite.name]["results"]:
+            met, line = _met(item, counts[suite.name], seen_in_part.get(suite.stage))
+            found.append(Checked(suite.name, item["expectation_config"]["meta"]["severity"], met, line))
+    return found
 
 
-def _line(item: dict[str, Any]) -> str:
-    """One failed expectation as a line: what was expected of which column, what was found."""
-    config, result = item["expectation_config"], item["result"]
+def _met(item: dict[str, Any], exact: dict[int, int], rows: int | None) -> tuple[bool, str]:
+    """Whether an expectation was met, and the line that says what was found. ``rows``: of a table seen in part."""
+    config = item["expectation_config"]
+    count = exact.get(config["meta"]["place"])
+    if count is not None:
+        return count == 0, _line(config, f"{count} of {rows} rows off, all rows counted")
+    if rows is not None and config["type"] in ROW_COUNTS:
+        return _within(config["kwargs"], rows), _line(config, str(rows))
+    seen = "" if rows is None else ", in a sample"
+    return item["success"] is True, _line(config, _found(item, item["result"]) + seen)
+
+
+def _within(kwargs: dict[str, Any], rows: int) -> bool:
+    low, high = kwargs.get("min_value", kwargs.get("value")), kwargs.get("max_value", kwargs.get("value"))
+    return (low is None or rows >= low) and (high is None or rows <= high)
+
+
+def _quarantine(demands: list[Suite], checked: list[Checked], after: Scalars) -> dict[str, str]:
+    """Rows that break an expectation of severity quarantine, each with its reason."""
+    broken = {one.suite for one in checked if one.severity == "quarantine" and not one.met}
+    found: dict[str, str] = {}
+    for suite in demands:
+        for item in suite.items if suite.name in broken else ():
+            if item["meta"]["severity"] == "quarantine":
+                reason = f"{suite.name}: {_line(item, 'this row')}"
+                found |= {row_id: reason for row_id in broken_rows(after, item) if row_id not in found}
+    return found
+
+
+def _write_quarantine(room: Path, quarantine: dict[str, str]) -> None:
+    import pyarrow as pa
+
+    columns = {"row_id": list(quarantine), "reason": list(quarantine.values())}
+    schema = pa.schema([("row_id", pa.string()), ("reason", pa.string())])
+    write_table(room / "quarantine.parquet", pa.table(columns, schema=schema))
+
+
+def _result(
+    request: ValidateDataRequest,
+    demands: list[Suite],
+    checked: list[Checked],
+    quarantine: dict[str, str],
+    sampled: bool,
+) -> ValidateDataResult:
+    """Success is every stopping expectation met, and as many evaluated as were demanded."""
+    lines = {kind: tuple(f"{one.suite}: {one.line}" for one in checked if one.severity == kind and not one.met)
+             for kind in ("stop", "quarantine", "warn")}  # fmt: skip
+    failed = lines["stop"]
+    demanded = sum(len(suite.items) for suite in demands)
+    if len(checked) != demanded:
+        failed += (f"{len(checked)} expectations were evaluated, must be {demanded}",)
+    rejected = (request.dropped_rows + len(quarantine)) / max(request.rows_in, 1)
+    if quarantine and rejected > (limit := request.expectations.max_rejected_ratio):
+        failed += (f"quarantine: {rejected:.4g} of the rows are dropped or in quarantine, must be at most {limit}",)
+    return ValidateDataResult(
+        success=not failed,
+        evaluated=len(checked),
+        failed=failed,
+        warned=lines["quarantine"] + lines["warn"],
+        quarantined=len(quarantine),
+        sampled=sampled,
+        suites=tuple(suite.name for suite in demands),
+    )
+
+
+def _report(request: ValidateDataRequest, result: ValidateDataResult, results: dict[str, Any]) -> dict[str, Any]:
+    facts = result.model_dump(mode="json", exclude={"room"})
+    compared_with = request.previous.revision if request.previous else None
+    return facts | {"compared_with": compared_with, "suites": results}
+
+
+def _schema(path: Path) -> dict[str, str]:
+    import pyarrow.parquet as pq
+
+    return {field.name: str(field.type) for field in pq.read_schema(path)}
+
+
+def _line(config: dict[str, Any], found: str) -> str:
+    """One expectation as a line: what was expected of which column, what was found."""
     kwargs = {name: value for name, value in config["kwargs"].items() if name not in ("batch_id", "column")}
     shown = ", ".join(f"{name} = {value}" for name, value in kwargs.items())
     column = config["kwargs"].get("column", "the table")
-    return f"{config['type']} on {column} ({shown}): found {_found(item, result)}"[:400]
+    return f"{config['type']} on {column} ({shown}): found {found}"[:400]
 
 
 def _found(item: dict[str, Any], result: dict[str, Any]) -> str:
     if "element_count" in result and "unexpected_count" in result:
         sample = result.get("partial_unexpected_list", [])[:3]
         return f"{result['unexpected_count']} of {result['element_count']} values off, such as {sample}"
-    if result.get("observed_value") is not None:
-        return str(result["observed_value"])
+    if (observed := result.get("observed_value")) is not None:
+        return f"{observed:.6g}" if isinstance(observed, float) else str(observed)
     causes = [cause for cause in (item.get("exception_info") or {}).values() if isinstance(cause, dict)]
     if causes:
         return str(causes[0].get("exception_message"))

@@ -54,9 +54,9 @@ def ingest(request: IngestRequest, room: Path, secrets: Secrets = str) -> Ingest
                 sink.take(file, reader)
         sink.groups.flush()
     rejects.write(room / "quarantine.parquet")
-    names = tuple(schema.names)
-    rows = sink.groups.rows
-    return IngestResult(rows=rows, columns=names, quarantined_rows=len(rejects), encodings=encodings)
+    sources = tuple(file.sha256 for file in request.files)
+    facts = {"rows": sink.groups.rows, "columns": tuple(schema.names), "sources": sources, "encodings": encodings}
+    return IngestResult(quarantined_rows=len(rejects), **facts)
 
 
 class _Groups:

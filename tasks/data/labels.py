@@ -1,11 +1,18 @@
-"""Validate labels: allowed classes, balance, conflicts, leakage, likely errors. The gate's judge decides."""
+"""Validate labels: allowed classes, balance, conflicts, leakage, likely errors. The gate's judge decides.
+
+What a person should look at goes to the relabel queue (``tasks.data.queue``); a label that a person has confirmed
+(``tasks.data.corrections``) is no suspect any more, and is taken off the estimated noise.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.data.noise import Noise, audit
+from tasks.data.corrections import confirmed, read
+from tasks.data.near import near_copies
+from tasks.data.noise import Noise, audit, wilson
+from tasks.data.queue import Item, write_queue
 from tasks.data.table import empty_room, read_table, row_digests, write_table
 from tasks.gate.judge import judge
 from tasks.spec.requests import ValidateLabelsRequest, ValidateLabelsResult
@@ -17,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from tasks.spec.workload import LabelRules
+    from tasks.spec.validation import LabelRules
 
 
 class Found(NamedTuple):
@@ -27,12 +34,14 @@ class Found(NamedTuple):
     class_counts: dict[str, int]
     conflicting: np.ndarray
     leaked: np.ndarray
+    near: np.ndarray
     digests: np.ndarray
     noise: Noise
 
 
 def validate_labels(request: ValidateLabelsRequest, room: Path) -> ValidateLabelsResult:
-    """Write ``suspects.parquet`` (worst first), ``conflicts.parquet`` and ``report.json`` into ``room``.
+    """Write ``suspects.parquet`` (worst first), ``conflicts.parquet``, ``queue.csv``, ``queue.html`` and
+    ``report.json`` into ``room``.
 
     Labels that break a rule are a verdict, never an exception; the same request gives the same result.
 
@@ -40,12 +49,15 @@ def validate_labels(request: ValidateLabelsRequest, room: Path) -> ValidateLabel
         IntegrityLost: the cleaned room changed.
     """
     table = read_table(open_room(request.clean) / "data.parquet")
+    right = confirmed(read(request.corrections))
     found = _measure(request, table)
+    found = found._replace(noise=without_confirmed(found, table.column("label").to_pylist(), right))
     evidence = Evidence(subject=measurements(found))
     verdict = judge(rules(request.rules), evidence)
     empty_room(room)
     write_table(room / "suspects.parquet", _suspects(table, found, request.label.names))
     write_table(room / "conflicts.parquet", _conflicts(table, found))
+    write_queue(room, request, table, _queue(table, found, request.label.names, right))
     result = ValidateLabelsResult(
         verdict=verdict,
         class_counts=found.class_counts,
@@ -62,6 +74,10 @@ def validate_labels(request: ValidateLabelsRequest, room: Path) -> ValidateLabel
 
 def rules(limits: LabelRules) -> tuple[Rule, ...]:
     """Return the workload's label rules as the judge takes them. A class without a row always fails."""
+    optional = (
+        ("near_leaked_ratio", "overall", limits.max_near_leaked_ratio),
+        ("class_noise_ratio", "class:*", limits.max_class_noise_ratio),
+    )
     return (
         Rule(metric="class_rows", slice="class:*", min=1),
         Rule(metric="unknown_label_ratio", max=0),
@@ -69,6 +85,7 @@ def rules(limits: LabelRules) -> tuple[Rule, ...]:
         Rule(metric="conflict_ratio", max=limits.max_conflict_ratio),
         Rule(metric="leaked_ratio", max=limits.max_leaked_ratio),
         Rule(metric="noise_ratio", max=limits.max_noise_ratio),
+        *(Rule(metric=metric, slice=part, max=limit) for metric, part, limit in optional if limit is not None),
     )
 
 
@@ -87,11 +104,17 @@ def measurements(found: Found) -> tuple[Measurement, ...]:
         for name, count in found.class_counts.items()
         for metric, value in (("class_rows", count), ("class_ratio", share(count)))
     ]
+    names = list(found.class_counts)
+    by_class += [
+        Measurement(metric="class_noise_ratio", slice=f"class:{names[code]}", value=ratio, samples=count)
+        for code, (ratio, count) in noise.by_class.items()
+    ]
     return (
         *by_class,
         Measurement(metric="unknown_label_ratio", value=share((found.codes < 0).sum()), samples=rows),
         Measurement(metric="conflict_ratio", value=share(found.conflicting.sum()), samples=rows),
         Measurement(metric="leaked_ratio", value=share(found.leaked.sum()), samples=rows),
+        Measurement(metric="near_leaked_ratio", value=share(found.near.sum()), samples=rows),
         Measurement(
             metric="noise_ratio", value=noise.ratio, samples=noise.samples, low=noise.low, high=noise.high
         ),
@@ -107,11 +130,13 @@ def _measure(request: ValidateLabelsRequest, table: pa.Table) -> Found:
     index = pc.index_in(table.column("label"), value_set=pa.array(names, pa.string()))
     codes = np.asarray(pc.fill_null(index, -1).combine_chunks(), dtype=np.int64)
     digests = row_digests(table, request.feature)
+    splits = np.array(table.column("split").to_pylist())
     return Found(
         codes=codes,
         class_counts={name: int((codes == code).sum()) for code, name in enumerate(names)},
         conflicting=conflicting(digests, table.column("label").to_pylist()),
-        leaked=leaked(digests, np.array(table.column("split").to_pylist())),
+        leaked=leaked(digests, splits),
+        near=near_copies(table, request.feature, splits, request.rules.max_audited_rows),
         digests=digests,
         noise=audit(table, request.feature, codes, request.rules.max_audited_rows),
     )
@@ -134,6 +159,42 @@ def leaked(digests: np.ndarray, splits: np.ndarray) -> np.ndarray:
 
     holdout = splits == "holdout"
     return holdout & np.isin(digests, digests[~holdout])
+
+
+def without_confirmed(found: Found, labels: list[str | None], right: set[tuple[str, str]]) -> Noise:
+    """Return the audit without the suspects whose label a person has confirmed: those are known to be no errors."""
+    import numpy as np
+
+    noise = found.noise
+    known = [(found.digests[row].decode(), labels[row]) in right for row in noise.rows]
+    if not any(known):
+        return noise
+    mask = np.array(known)
+    codes = found.codes[noise.rows[mask]]
+    ratio = max(0.0, noise.ratio - float(mask.sum()) / noise.samples)
+    low, high = wilson(ratio, noise.samples)
+    by_class = {
+        code: (max(0.0, value - float((codes == code).sum()) / max(count, 1)), count)
+        for code, (value, count) in noise.by_class.items()
+    }
+    kept = {name: getattr(noise, name)[~mask] for name in ("rows", "suggested", "quality")}
+    return noise._replace(ratio=ratio, low=low, high=high, by_class=by_class, **kept)
+
+
+def _queue(table: pa.Table, found: Found, names: tuple[str, ...], right: set[tuple[str, str]]) -> list[Item]:
+    """What people should look at: suspects, worst first; then rows in conflict, twins side by side."""
+    import numpy as np
+
+    noise, keys = found.noise, [digest.decode() for digest in found.digests]
+    suspected = "the model disagrees"
+    items = [
+        Item(int(row), keys[row], names[suggested], float(quality), suspected)
+        for row, suggested, quality in zip(noise.rows, noise.suggested, noise.quality, strict=True)
+    ]
+    seen, labels = set(noise.rows.tolist()), table.column("label").to_pylist()
+    rest = [row for row in np.flatnonzero(found.conflicting) if row not in seen]
+    rest = sorted((row for row in rest if (keys[row], labels[row]) not in right), key=lambda row: keys[row])
+    return items + [Item(int(row), keys[row], "", None, "equal rows have different labels") for row in rest]
 
 
 def _suspects(table: pa.Table, found: Found, names: tuple[str, ...]) -> pa.Table:

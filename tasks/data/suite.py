@@ -1,131 +1,154 @@
-"""The generated suite: what a workload file says about its data, as expectations; and the frame they read.
+"""The generated suites: what a workload file says about its data, as expectations, one suite a stage.
 
-Great Expectations reads columns of scalars, so an image column is stood for by what its rows show:
-``<column>_size``, ``<column>_min``, ``<column>_max`` and ``<column>_mean``; a text column also by
-``<column>_chars``. ``rejected_ratio`` is the share of rows that cleaning dropped, the same in every row.
+    raw        as it was read: the columns are there, and most rows have a label
+    clean      each row of the cleaned table, and ``rejected_ratio``, the share of rows that cleaning dropped
+    split      one row a split: ``split``, ``rows``, ``ratio`` (of all rows), ``classes`` (how many it has)
+    history    one row: the cleaned table beside the last accepted revision: ``volume_ratio``, ``missing_columns``,
+               ``changed_types``, ``repeated_files``, ``new_files``, ``shift_<column>``
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-from tasks.data.table import SPLITS, images
+from tasks.data.scalars import IMAGE_PARTS
+from tasks.data.table import SPLITS
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
-
     from tasks.spec.requests import ValidateDataRequest
+    from tasks.spec.validation import Check, Severity
 
+STAGES = ("raw", "clean", "split", "history")
 REJECTED = "rejected_ratio"
 Expectation = dict[str, Any]
+# Great Expectations' own words, which its data docs show.
+NATIVE = {"stop": "critical", "quarantine": "warning", "warn": "info"}
 
 
-def expectations(request: ValidateDataRequest) -> list[Expectation]:
-    """Return the expectations that follow from the workload file, in Great Expectations' own form."""
-    rules, feature = request.expectations, request.feature
-    rows = {"min_value": rules.min_rows, **({"max_value": rules.max_rows} if rules.max_rows else {})}
-    splits = {"min_value": len(SPLITS), "max_value": len(SPLITS)}
-    columns = {"column_set": sorted(_columns(request)), "exact_match": True}
+def generated(request: ValidateDataRequest, history: dict[str, float] | None) -> dict[str, list[Expectation]]:
+    """Return the expectations that follow from the workload file, by stage, in Great Expectations' own form.
+
+    ``history`` is what was compared with the last accepted revision, None where there is none.
+    """
+    found = {"raw": _raw(request), "clean": _clean(request), "split": _splits(request)}
+    if history is not None:
+        found["history"] = _history(request, history)
+    severity_of = request.expectations.severity_of
+    return {
+        stage: [judged(item, severity_of(item["meta"]["check"])) for item in items] for stage, items in found.items()
+    }
+
+
+def judged(item: Expectation, severity: Severity) -> Expectation:
+    """Return an expectation with its severity: in our word, and in Great Expectations' own."""
+    return item | {"severity": NATIVE[severity], "meta": item["meta"] | {"severity": severity}}
+
+
+def _raw(request: ValidateDataRequest) -> list[Expectation]:
+    names = {request.label.column, *_scalars(request)} | ({request.split.column} if request.split.column else set())
+    some = {"column": request.label.column, "mostly": 0.5}
     return [
-        _expect("table_row_count_to_be_between", "rows: data.expectations.min_rows, max_rows", **rows),
-        _expect("table_columns_to_match_set", "the columns of a cleaned table", **columns),
-        _expect("column_values_to_be_unique", "each row has its own id", column="row_id"),
-        _expect("column_values_to_not_be_null", "every row has a label", column="label"),
-        _expect(
-            "column_values_to_be_in_set",
-            "data.label.classes",
-            column="label",
-            value_set=list(request.label.names),
-        ),
-        _expect("column_values_to_be_in_set", "no other split", column="split", value_set=list(SPLITS)),
-        _expect("column_unique_value_count_to_be_between", "each split has rows", column="split", **splits),
-        _at_most(REJECTED, rules.max_rejected_ratio, "data.expectations.max_rejected_ratio"),
-        *{"image": _image, "text": _text, "table": _table}[feature.kind](feature),
+        _expect("table_columns_to_match_set", "raw_columns", "the declared columns", column_set=sorted(names)),
+        _expect("column_values_to_not_be_null", "raw_labels", "most rows have a label", **some),
     ]
 
 
-def frame(request: ValidateDataRequest, table: pa.Table) -> pd.DataFrame:
-    """Return the cleaned table as the frame that expectations read."""
+def _clean(request: ValidateDataRequest) -> list[Expectation]:
+    rules, feature = request.expectations, request.feature
+    rows = {"min_value": rules.min_rows, **({"max_value": rules.max_rows} if rules.max_rows else {})}
+    columns = {"column_set": sorted({"row_id", "label", "split", REJECTED, *_scalars(request)})}
+    classes = {"column": "label", "value_set": list(request.label.names)}
+    kind = {"image": _image, "text": _text, "table": _table}[feature.kind]
+    return [
+        _expect("table_row_count_to_be_between", "rows", "data.expectations.min_rows, max_rows", **rows),
+        _expect("table_columns_to_match_set", "columns", "the columns of a cleaned table", **columns),
+        _expect("column_values_to_be_unique", "row_id", "each row has its own id", column="row_id"),
+        _expect("column_values_to_not_be_null", "label", "every row has a label", column="label"),
+        _expect("column_values_to_be_in_set", "classes", "data.label.classes", **classes),
+        _expect("column_values_to_be_in_set", "split", "no other split", column="split", value_set=list(SPLITS)),
+        _at_most("rejected", REJECTED, rules.max_rejected_ratio, "data.expectations.max_rejected_ratio"),
+        *kind(feature),
+    ]
+
+
+def _splits(request: ValidateDataRequest) -> list[Expectation]:
+    classes = len(request.label.names)
+    found = [
+        _expect("table_row_count_to_equal", "split_rows", "each split has rows", value=len(SPLITS)),
+        _between("split_classes", "classes", classes, classes, "each split has every class"),
+    ]
+    if request.split.column is None:
+        # By a hash, so a share is off by chance alone; four deviations of the rarest demand's size.
+        rows = max(request.rows_in - request.dropped_rows, 1)
+        slack = 4 * math.sqrt(0.25 / rows) + 0.01
+        found.append(_at_most("split_ratio", "off_ratio", slack, "data.split: the shares that were declared"))
+    return found
+
+
+def _history(request: ValidateDataRequest, history: dict[str, float]) -> list[Expectation]:
+    rules = request.expectations
+    volume = (rules.min_volume_ratio, rules.max_volume_ratio)
+    shifts = sorted(name for name in history if name.startswith("shift_"))
+    found = [
+        _between("volume", "volume_ratio", *volume, "data.expectations.min_volume_ratio, max_volume_ratio"),
+        _between("schema", "missing_columns", 0, 0, "the columns of the last accepted revision"),
+        _between("schema", "changed_types", 0, 0, "with the types they had"),
+        _between("repeated", "repeated_files", 0, 0, "no file is delivered twice under two names"),
+        *(_at_most("shift", name, rules.max_shift, "data.expectations.max_shift") for name in shifts),
+    ]
+    if rules.fresh:
+        new = {"column": "new_files", "min_value": 1}
+        found.append(_expect("column_values_to_be_between", "fresh", "data.expectations.fresh", **new))
+    return found
+
+
+def _scalars(request: ValidateDataRequest) -> list[str]:
+    """The scalar columns that stand for the features."""
     feature = request.feature
     if feature.kind == "image":
-        frame = table.drop_columns([feature.column]).to_pandas()
-        return frame.assign(**_image_columns(feature, table), **{REJECTED: _rejected(request)})
-    frame = table.to_pandas()
-    if feature.kind == "text":
-        frame[f"{feature.column}_chars"] = frame[feature.column].str.len()
-    frame[REJECTED] = _rejected(request)
-    return frame
-
-
-def _image_columns(feature: Any, table: pa.Table) -> dict[str, Any]:
-    """Scalars of each image, float64 [B]; NaN where the image is missing."""
-    import numpy as np
-
-    column = table.column(feature.column)
-    missing = np.asarray(column.is_null().combine_chunks())
-    pixels = images(column, column.type.list_size)
-    derived = {
-        "size": np.full(len(pixels), pixels.shape[1]),
-        "min": pixels.min(axis=1),
-        "max": pixels.max(axis=1),
-        "mean": pixels.mean(axis=1),
-    }
-    return {f"{feature.column}_{name}": np.where(missing, np.nan, found) for name, found in derived.items()}
-
-
-def _rejected(request: ValidateDataRequest) -> float:
-    return request.dropped_rows / max(request.rows_in, 1)
-
-
-def _columns(request: ValidateDataRequest) -> set[str]:
-    feature = request.feature
-    derived = {
-        "image": [f"{feature.columns[0]}_{name}" for name in ("size", "min", "max", "mean")],
-        "text": [feature.columns[0], f"{feature.columns[0]}_chars"],
-        "table": feature.columns,
-    }[feature.kind]
-    return {"row_id", "label", "split", REJECTED, *derived}
+        return [f"{feature.column}_{part}" for part in IMAGE_PARTS]
+    return [feature.column, f"{feature.column}_chars"] if feature.kind == "text" else list(feature.columns)
 
 
 def _image(feature: Any) -> list[Expectation]:
     name, size = feature.column, feature.shape[0]
+    bounds = "pixels from 0 to data.feature.max_value"
     return [
-        _expect("column_values_to_not_be_null", "no image is missing", column=f"{name}_size"),
-        _between(f"{name}_size", size, size, "data.feature.height times width"),
-        _between(f"{name}_min", 0, feature.max_value, "pixels from 0 to data.feature.max_value"),
-        _between(f"{name}_max", 0, feature.max_value, "pixels from 0 to data.feature.max_value"),
+        _expect("column_values_to_not_be_null", "missing", "no image is missing", column=f"{name}_size"),
+        _between("pixels", f"{name}_size", size, size, "data.feature.height times width"),
+        _between("pixels", f"{name}_min", 0, feature.max_value, bounds),
+        _between("pixels", f"{name}_max", 0, feature.max_value, bounds),
     ]
 
 
 def _text(feature: Any) -> list[Expectation]:
     name = feature.column
     return [
-        _expect("column_values_to_not_be_null", "no text is missing", column=name),
-        _between(f"{name}_chars", 1, feature.max_chars, "length: 1 to data.feature.max_chars"),
+        _expect("column_values_to_not_be_null", "missing", "no text is missing", column=name),
+        _between("chars", f"{name}_chars", 1, feature.max_chars, "length: 1 to data.feature.max_chars"),
     ]
 
 
 def _table(feature: Any) -> list[Expectation]:
     """Missing numbers may be (the model fills them with the training mean), but not in every row."""
-    kind = {"type_": "float64"}
     return [
         expectation
         for name in feature.columns
         for expectation in (
-            _expect("column_values_to_be_of_type", "a column of numbers", column=name, **kind),
-            _expect("column_values_to_not_be_null", "not all values are missing", column=name, mostly=1e-9),
+            _expect("column_values_to_be_of_type", "numbers", "a column of numbers", column=name, type_="float64"),
+            _expect("column_values_to_not_be_null", "numbers", "not all are missing", column=name, mostly=1e-9),
         )
     ]
 
 
-def _between(column: str, low: float, high: float, why: str) -> Expectation:
-    return _expect("column_values_to_be_between", why, column=column, min_value=low, max_value=high)
+def _between(check: Check, column: str, low: float, high: float, why: str) -> Expectation:
+    return _expect("column_values_to_be_between", check, why, column=column, min_value=low, max_value=high)
 
 
-def _at_most(column: str, high: float, why: str) -> Expectation:
-    return _expect("column_max_to_be_between", why, column=column, max_value=high)
+def _at_most(check: Check, column: str, high: float, why: str) -> Expectation:
+    return _expect("column_max_to_be_between", check, why, column=column, max_value=high)
 
 
-def _expect(kind: str, why: str, **kwargs: Any) -> Expectation:
-    return {"type": f"expect_{kind}", "kwargs": kwargs, "meta": {"why": why}}
+def _expect(kind: str, check: Check, why: str, **kwargs: Any) -> Expectation:
+    return {"type": f"expect_{kind}", "kwargs": kwargs, "meta": {"check": check, "why": why}}

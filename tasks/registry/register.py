@@ -13,7 +13,7 @@ from tasks.registry import runs, versions
 from tasks.registry.card import render_card
 from tasks.registry.holdout import keep_holdout, request_of
 from tasks.serve.package import Package, open_package
-from tasks.spec.requests import RegisterRequest, RegisterResult
+from tasks.spec.requests import RegisterRequest, RegisterResult, ValidateDataResult
 from tasks.spec.rules import Verdict
 from tasks.spec.value import sha256_of
 from tasks.store.files import sha256_file, write_json
@@ -96,7 +96,9 @@ def _facts(
         "measurements": json.loads((evaluation / "measurements.json").read_text()),
         "rows": sum(dataset["rows_by_split"].values()),
         "rows_by_split": dataset["rows_by_split"],
-        "expectations": f"{data['evaluated']} evaluated, {len(data['failed'])} not met",
+        "expectations": ValidateDataResult.parse(data, "the validation").summary,
+        "warnings": data["warned"],
+        "run": f"#/runs/{request.run_id}/artifacts",
         "labels": f"{labels['suspects']} suspects, estimated noise {labels['noise_ratio']:.2%}",
         "inputs": _inputs(opened),
         "gateway": gateway,

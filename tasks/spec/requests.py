@@ -16,6 +16,7 @@ from tasks.spec.clean import CleanRule
 from tasks.spec.feature import Feature
 from tasks.spec.rules import Rule, Verdict
 from tasks.spec.source import ColumnType, Source
+from tasks.spec.validation import Expectations, LabelRules
 from tasks.spec.value import RoomRef, Value
 
 
@@ -51,6 +52,7 @@ class IngestResult(Value):
     columns: tuple[str, ...]
     quarantined_rows: int = 0
     encodings: dict[str, str] = Field(default={}, description="of each text file, as it was declared or detected")
+    sources: tuple[str, ...] = Field(default=(), description="SHA-256 of each file that was read")
 
 
 class CleanRequest(Value):
@@ -60,6 +62,7 @@ class CleanRequest(Value):
     label: w.Label
     rules: tuple[CleanRule, ...]
     split: w.Split
+    corrections: RoomRef | None = Field(default=None, description="labels that people corrected, applied last")
 
 
 class CleanResult(Value):
@@ -75,25 +78,48 @@ class CleanResult(Value):
     rows_by_split: dict[str, int]
 
 
+class Previous(Value):
+    """The last accepted revision, to compare with: its tag, and the digest of the facts that the tag holds."""
+
+    revision: str
+    facts_sha256: str
+
+
 class ValidateDataRequest(Value):
     workload: str
+    raw: RoomRef
     clean: RoomRef
     rows_in: int
     dropped_rows: int
     feature: Feature
     label: w.Label
-    expectations: w.Expectations
+    split: w.Split
+    expectations: Expectations
     suites_sha256: str = Field(description="digest of the suites that users edit in great_expectations/")
+    sources: tuple[str, ...] = Field(default=(), description="SHA-256 of each source file")
+    previous: Previous | None = None
 
 
 class ValidateDataResult(Value):
-    """``docs/``: Great Expectations' data docs (index.html); ``validation.json``: its result."""
+    """``docs/``: Great Expectations' data docs (index.html); ``validation.json``: its results;
+    ``quarantine.parquet``: row_id and reason of rows taken out; ``profile.json``: the distribution of each column,
+    and its shift against the last accepted revision."""
 
     room: RoomRef | None = None
     success: bool
     evaluated: int
-    failed: tuple[str, ...] = Field(description="one line for each expectation that was not met")
+    failed: tuple[str, ...] = Field(description="one line for each expectation that stops the run")
+    warned: tuple[str, ...] = Field(default=(), description="one line for each that is only told")
+    quarantined: int = Field(default=0, description="rows taken out of the data set")
+    sampled: bool = Field(default=False, description="a large table, of which expectations saw a part")
     suites: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        """One phrase for a card: how many were evaluated, and what became of the rest."""
+        counts = {"not met": len(self.failed), "warnings": len(self.warned), "rows in quarantine": self.quarantined}
+        found = [f"{count} {what}" for what, count in counts.items() if count or what == "not met"]
+        return ", ".join([f"{self.evaluated} evaluated", *found])
 
 
 class ValidateLabelsRequest(Value):
@@ -101,12 +127,14 @@ class ValidateLabelsRequest(Value):
     clean: RoomRef
     feature: Feature
     label: w.Label
-    rules: w.LabelRules
+    rules: LabelRules
+    corrections: RoomRef | None = Field(default=None, description="a label that a person confirmed is queued no more")
 
 
 class ValidateLabelsResult(Value):
     """``suspects.parquet``: rows whose label is likely wrong (row_id, label, suggested, quality), worst first;
-    ``conflicts.parquet``: rows of equal features under different labels; ``report.json``."""
+    ``conflicts.parquet``: rows of equal features under different labels; ``queue.csv`` and ``queue.html``: both
+    for people to answer; ``report.json``."""
 
     room: RoomRef | None = None
     verdict: Verdict
@@ -119,13 +147,17 @@ class ValidateLabelsResult(Value):
 
 class VersionRequest(Value):
     workload: str
+    feature: Feature
     clean: RoomRef
     validate_data: RoomRef
     validate_labels: RoomRef
+    corrections: RoomRef | None = None
+    sources: tuple[str, ...] = ()
 
 
 class VersionResult(Value):
-    """``data.parquet`` as DVC gave it back, held against the manifest of the cleaned room."""
+    """``data.parquet``: the cleaned rows without those in quarantine, as the store gave them back, held against
+    their digest."""
 
     room: RoomRef | None = None
     revision: str = Field(description="the Git tag in the dataset repository: <workload>-<first 12 of the digest>")

@@ -17,7 +17,7 @@ from tasks.spec.errors import BadRequest
 from tasks.spec.value import Value
 
 SCHEMA_VERSION = 1
-FILES = ("api_keys", "tls_certificate", "tls_key", "tls_ca")
+FILES = ("api_keys", "tls_certificate", "tls_key", "tls_ca", "dataset_remote")
 
 
 class Settings(Value):
@@ -37,6 +37,8 @@ class Settings(Value):
     tls_ca: str = Field(default="", description="what our own clients trust at the gateway; none: the certificate")
     mlflow_seconds: int = Field(default=30, ge=1, description="how long MLflow may take to answer a request")
     training_engine: Literal["process", "docker"] = Field(default="process", description="where ranks run")
+    dataset_remote: str = Field(default="", description="a folder or s3://bucket/prefix that revisions are pushed to")
+    dataset_remote_endpoint: str = Field(default="", description="the URL of an S3 server that is not Amazon's")
     cores: int = Field(default=2, ge=1, description="device slots of this machine; sizes the pools")
     data_memory_bytes: int = Field(
         default=384 << 20, ge=128 << 20, description="what cleaning may hold in memory; beyond it, it goes to disk"
@@ -116,7 +118,8 @@ def resolve(environ: Mapping[str, str] | None = None, **arguments: str | int | N
             found[name] = _number(name, text) if field.annotation is int else text
     found |= {name: value for name, value in arguments.items() if value is not None}
     # Processes with other working folders get these settings too.
-    found |= {name: str(Path(str(found[name])).absolute()) for name in FILES if found.get(name)}
+    files = [name for name in FILES if found.get(name) and "://" not in str(found[name])]
+    found |= {name: str(Path(str(found[name])).absolute()) for name in files}
     settings = Settings.parse(found, "settings")
     taken: dict[int, str] = {}
     for name, port in settings.ports.items():

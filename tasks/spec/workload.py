@@ -15,9 +15,9 @@ from tasks.spec.cron import is_cron
 from tasks.spec.feature import Feature
 from tasks.spec.rules import Rule
 from tasks.spec.source import ColumnType, Source
+from tasks.spec.validation import Expectations, LabelRules
 from tasks.spec.value import Value, register_tags
 
-Ratio = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
 
 
@@ -36,24 +36,6 @@ class Label(Value):
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"classes = {list(self.classes)}, must be distinct")
         return self
-
-
-class Expectations(Value):
-    """What the generated Great Expectations suite demands of the cleaned table."""
-
-    min_rows: int = Field(default=100, ge=1)
-    max_rows: int | None = Field(default=None, ge=1)
-    max_rejected_ratio: Ratio = Field(default=0.2, description="rows that cleaning dropped, of all rows")
-
-
-class LabelRules(Value):
-    """When label validation refuses. Ratios are of all rows."""
-
-    min_class_ratio: Ratio = Field(default=0.01, description="the rarest class")
-    max_conflict_ratio: Ratio = Field(default=0.01, description="equal features under different labels")
-    max_leaked_ratio: Ratio = Field(default=0.0, description="holdout rows whose features are in training too")
-    max_noise_ratio: Ratio = Field(default=0.1, description="estimated wrong labels (confident learning)")
-    max_audited_rows: int = Field(default=20_000, ge=100, description="a seeded sample of larger sets is audited")
 
 
 class Split(Value):

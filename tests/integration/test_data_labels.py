@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import time
@@ -13,14 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.data.clean import clean
+from tasks.data.corrections import correct, merge, read
 from tasks.data.ingest import ingest, resolve
 from tasks.data.labels import validate_labels
 from tasks.spec.clean import DropDuplicates
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
 from tasks.spec.requests import CleanRequest, IngestRequest, ValidateLabelsRequest
 from tasks.spec.source import BundledSource, FilesSource
+from tasks.spec.validation import LabelRules
 from tasks.spec.value import RoomRef
-from tasks.spec.workload import Label, LabelRules, Split
+from tasks.spec.workload import Label, Split
 from tasks.store.manifest import write_manifest
 
 pytestmark = pytest.mark.timeout(120)
@@ -61,7 +64,7 @@ def digits(tmp_path_factory) -> pa.Table:
     return pq.read_table(cleaned(folder, source, DIGITS, TEN) / "data.parquet")
 
 
-def run(folder: Path, table: pa.Table, feature=DIGITS, label=TEN, limits=None):
+def run(folder: Path, table: pa.Table, feature=DIGITS, label=TEN, limits=None, corrections=None):
     (folder / "clean").mkdir(exist_ok=True)
     pq.write_table(table, folder / "clean" / "data.parquet")
     request = ValidateLabelsRequest(
@@ -70,6 +73,7 @@ def run(folder: Path, table: pa.Table, feature=DIGITS, label=TEN, limits=None):
         feature=feature,
         label=label,
         rules=limits or LabelRules(),
+        corrections=corrections,
     )
     result = validate_labels(request, folder / "room")
     return result, pq.read_table(folder / "room" / "suspects.parquet").to_pylist()
@@ -91,9 +95,9 @@ def flipped(table: pa.Table, ratio: float) -> tuple[pa.Table, set[str]]:
 
 
 def test_the_digits_as_they_are_pass_within_seconds(tmp_path, digits):
-    began = time.monotonic()
+    began = time.process_time()
     result, suspects = run(tmp_path, digits)
-    assert time.monotonic() - began < 10, "measured 1.4 s"
+    assert time.process_time() - began < 15, "measured 4 s, imports and both cores counted"
     assert result.verdict.verdict == "pass", result.verdict.summary
     assert result.noise_ratio < 0.02
     assert (result.conflicts, result.leaked) == (0, 0)
@@ -220,3 +224,39 @@ def test_real_mnist_is_read_and_cleaned_in_seconds(tmp_path):
     counts = np.unique(table.column("label").to_pylist(), return_counts=True)[1]
     assert counts.sum() == 70_000
     assert counts[0] == 5923 + 980
+
+
+def test_the_relabel_queue_is_answered_merged_and_applied_by_the_next_cleaning(tmp_path, digits):
+    """From wrong labels to a right table: the queue's CSV answered by the truth, twice audited."""
+    table, wrong = flipped(digits, 0.08)
+    result, _ = run(tmp_path, table, limits=LabelRules(max_noise_ratio=0.05))
+    assert result.verdict.verdict == "fail"
+    rows = list(csv.DictReader((tmp_path / "room" / "queue.csv").read_text().splitlines()))
+    assert len(rows) == result.suspects
+    assert [float(row["quality"]) for row in rows] == sorted(float(row["quality"]) for row in rows)
+    truth = dict(zip(digits.column("row_id").to_pylist(), digits.column("label").to_pylist(), strict=True))
+    for row in rows:
+        row["answer"] = truth[row["row_id"]]
+    with (tmp_path / "answers.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    found = merge(tmp_path / "kept", "w", tmp_path / "answers.csv", TEN.names, "ann", "2026-11-26T10:00:00+00:00")
+    assert found.changed == len({row["row_id"] for row in rows} & wrong)
+    assert found.changed + found.confirmed == len(rows)
+    fixed, changes = correct(table, DIGITS, "label", read(found.room))
+    labels = dict(zip(fixed.column("row_id").to_pylist(), fixed.column("label").to_pylist(), strict=True))
+    assert all(labels[row["row_id"]] == truth[row["row_id"]] for row in rows)
+    assert len(changes) == found.changed
+    again, suspects = run(tmp_path, fixed, limits=LabelRules(max_noise_ratio=0.05), corrections=found.room)
+    assert again.verdict.verdict == "pass", again.verdict.summary
+    assert not {row["row_id"] for row in suspects} & {row["row_id"] for row in rows}, "nobody is asked twice"
+
+
+def test_the_queue_page_shows_the_pictures_and_asks_no_network(tmp_path, digits):
+    table, _ = flipped(digits, 0.03)
+    run(tmp_path, table)
+    page = (tmp_path / "room" / "queue.html").read_text()
+    assert page.count("data:image/png;base64,") > 20
+    assert "http" not in page
+    assert "<option>!drop</option>" in page

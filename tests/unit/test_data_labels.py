@@ -13,7 +13,7 @@ from tasks.data.noise import Noise, audit, wilson
 from tasks.gate.judge import judge
 from tasks.spec.feature import TableFeature
 from tasks.spec.rules import Evidence
-from tasks.spec.workload import LabelRules
+from tasks.spec.validation import LabelRules
 
 pytestmark = pytest.mark.timeout(30)
 NOTHING = np.zeros(0, np.int64)
@@ -26,7 +26,7 @@ def found(counts, conflicts=0, leaks=0, unknown=0, noise=0.0, samples=100):
     mask = np.arange(rows)
     low, high = (0.0, 1.0) if not samples else wilson(noise, samples)
     audited = Noise(samples, noise, low, high, NOTHING, NOTHING, np.zeros(0))
-    return Found(codes, counts, mask < conflicts, mask < leaks, mask.astype("S32"), audited)
+    return Found(codes, counts, mask < conflicts, mask < leaks, mask < 0, mask.astype("S32"), audited)
 
 
 def verdict(**facts):

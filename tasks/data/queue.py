@@ -1,0 +1,92 @@
+"""The relabel queue: what people should look at, worst first, as a CSV and as one page that needs no network.
+
+Both are answered by a class or ``!drop`` in the column ``answer``; ``drydock data relabel`` merges the answers back.
+The page saves the same CSV.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tasks.data.corrections import DROP
+from tasks.data.page import render
+from tasks.data.picture import data_uri
+from tasks.data.table import images
+from tasks.store.files import write_whole
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tasks.spec.requests import ValidateLabelsRequest
+
+COLUMNS = ("row_key", "row_id", "split", "label", "suggested", "quality", "reason", "content", "answer")
+# A page with more pictures is slow to open; the CSV has them all.
+SHOWN = 300
+MAX_CHARS = 400
+
+
+class Item(NamedTuple):
+    """One row to look at: its index in the table, the features' digest, and why it is here."""
+
+    row: int
+    row_key: str
+    suggested: str
+    quality: float | None
+    reason: str
+
+
+def write_queue(room: Path, request: ValidateLabelsRequest, table: pa.Table, items: list[Item]) -> None:
+    """Write ``queue.csv`` with all items and ``queue.html`` with the first SHOWN of them."""
+    rows = [_row(request, table, item) for item in items]
+    write_whole(room / "queue.csv", _csv(rows))
+    shown = [_shown(request, table, item, row) for item, row in zip(items[:SHOWN], rows[:SHOWN], strict=True)]
+    page = render(
+        "queue.html.j2",
+        workload=request.workload,
+        columns=COLUMNS,
+        total=len(rows),
+        items=shown,
+        choices=[*request.label.names, DROP],
+    )
+    write_whole(room / "queue.html", page)
+
+
+def _row(request: ValidateLabelsRequest, table: pa.Table, item: Item) -> dict[str, str]:
+    cells = {name: table.column(name)[item.row].as_py() or "" for name in ("row_id", "split", "label")}
+    quality = "" if item.quality is None else f"{item.quality:.4f}"
+    content = "" if request.feature.kind == "image" else _guarded(_content(request, table, item))
+    facts = {"row_key": item.row_key, "suggested": item.suggested, "quality": quality, "reason": item.reason}
+    return {name: str(({**cells, **facts, "content": content, "answer": ""})[name]) for name in COLUMNS}
+
+
+def _content(request: ValidateLabelsRequest, table: pa.Table, item: Item) -> str:
+    """What a person judges by: the text, or the numbers of a table's row."""
+    cells = {name: table.column(name)[item.row].as_py() for name in request.feature.columns}
+    if request.feature.kind == "text":
+        text = str(cells[request.feature.columns[0]] or "")
+        return text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 1] + "…"
+    return ", ".join(f"{name} = {'missing' if v is None else format(v, '.6g')}" for name, v in cells.items())
+
+
+def _shown(request: ValidateLabelsRequest, table: pa.Table, item: Item, row: dict[str, str]) -> dict[str, Any]:
+    feature = request.feature
+    if feature.kind != "image":
+        return {"row": row, "picture": "", "text": _content(request, table, item)}
+    pixels = images(table.column(feature.column).slice(item.row, 1), feature.shape[0])
+    return {"row": row, "picture": data_uri(pixels[0], feature), "text": ""}
+
+
+def _csv(rows: list[dict[str, str]]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _guarded(content: str) -> str:
+    """A spreadsheet takes such a text for a formula and runs it; the content is for reading only."""
+    return f"'{content}" if content[:1] in ("=", "+", "-", "@") else content
