@@ -130,7 +130,8 @@ def test_the_server_image_has_neither_torch_nor_platform(images):
 @pytest.fixture
 def serving(images, digits_package) -> Iterator[tuple[str, str, list]]:
     made = digits_package()
-    mounts = (f"--volume={made.folder}:/package:ro", f"--volume={made.keys}:/keys:ro")
+    # Only the public key: the folder of keys is its owner's alone.
+    mounts = (f"--volume={made.folder}:/package:ro", f"--volume={made.keys}/signing.pub:/keys/signing.pub:ro")
     options = ("--detach", "--publish=127.0.0.1::8080", "--memory=256m", "--pids-limit=64", *WITHOUT_RIGHTS, *mounts)
     name = docker("run", *options, images["drydock/server"], "--digest", made.digest_sha256)
     try:
