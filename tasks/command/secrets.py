@@ -65,14 +65,14 @@ DRAWN: dict[str, Make] = {
 def composed(value: dict[str, str]) -> dict[str, str]:
     """Return the secrets that hold other ones. Pure."""
     airflow = f"airflow:{value['postgres-airflow']}@postgres:5432/airflow"
-    mlflow = f"postgresql://mlflow:{value['postgres-mlflow']}@postgres:5432"
+    mlflow = f"postgresql+psycopg2://mlflow:{value['postgres-mlflow']}@postgres:5432"
     keys = {"accessKey": value["s3-access-key"], "secretKey": value["s3-secret-key"]}
     s3 = {"identities": [{"name": "drydock", "credentials": [keys], "actions": ["Admin"]}]}
     return {
         "airflow-database": f"postgresql+psycopg2://{airflow}",
         "airflow-passwords": json.dumps({"admin": value["airflow-password"]}),
         "celery-broker": f"redis://:{value['valkey-password']}@valkey:6379/0",
-        "celery-results": f"db+postgresql://{airflow}",
+        "celery-results": f"db+postgresql+psycopg2://{airflow}",
         "mlflow-database": f"{mlflow}/mlflow",
         "mlflow-accounts": f"{mlflow}/mlflow_accounts",
         "s3": json.dumps(s3),

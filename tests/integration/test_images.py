@@ -27,7 +27,7 @@ KNOWN_ENVIRONMENT = {
 
 
 def docker(*arguments: str) -> str:
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -116,7 +116,8 @@ def test_the_trainer_runs_a_gang_of_two(images):
     )
     gang = "python -m tasks.train.gang --standalone --nproc-per-node=2 /tmp/rank.py"
     inner = f'echo "{script}" >/tmp/rank.py; exec {gang}'
-    said = docker("run", "--rm", *WITHOUT_RIGHTS, "--network=none", images["drydock/trainer"], "sh", "-c", inner)
+    # On a network, because without one nobody resolves the container's own name, which Gloo asks for.
+    said = docker("run", "--rm", *WITHOUT_RIGHTS, images["drydock/trainer"], "sh", "-c", inner)
     assert said.count("sum 3.0") == 2
 
 
@@ -129,7 +130,8 @@ def test_the_server_image_has_neither_torch_nor_platform(images):
 @pytest.fixture
 def serving(images, digits_package) -> Iterator[tuple[str, str, list]]:
     made = digits_package()
-    mounts = (f"--volume={made.folder}:/package:ro", f"--volume={made.keys}:/keys:ro")
+    # Only the public key: the folder of keys is its owner's alone.
+    mounts = (f"--volume={made.folder}:/package:ro", f"--volume={made.keys}/signing.pub:/keys/signing.pub:ro")
     options = ("--detach", "--publish=127.0.0.1::8080", "--memory=256m", "--pids-limit=64", *WITHOUT_RIGHTS, *mounts)
     name = docker("run", *options, images["drydock/server"], "--digest", made.digest_sha256)
     try:
