@@ -402,47 +402,55 @@ def _wait_until(true: Callable[[], bool], seconds: float, why: Callable[[], str]
 
 
 @pytest.fixture(scope="session")
-def allow_images(docker_daemon: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
-    """``allow_images(home, "drydock/base")``: let a state folder run these images, built here where they are not
-    there yet; a test whose image can't be had is skipped with the reason."""
+def images_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state folder that images/build works in."""
+    return tmp_path_factory.mktemp("images")
+
+
+@pytest.fixture(scope="session")
+def build_images(docker_daemon: str, images_home: Path) -> Callable[..., dict[str, str]]:
+    """``build_images("drydock/base", …)``: build images from this tree as images/README.md says, each once; return
+    their digests by name. Where no registry answers, the base is made by debootstrap."""
     import json
+    import os
+    import shutil
 
-    ids: dict[str, str] = {}
-    built = tmp_path_factory.mktemp("images")
+    built: dict[str, str] = {}
 
-    def allow(home: Path, *names: str) -> None:
-        for name in names:
-            if name not in ids:
-                ids[name] = _image_id(name) or _build_image(name, built)
-        home.mkdir(parents=True, exist_ok=True)
-        (home / "images.json").write_text(json.dumps({name: ids[name] for name in names}))
+    def build(*names: str) -> dict[str, str]:
+        wanted = [name.removeprefix("drydock/") for name in ("drydock/base", *names) if name not in built]
+        code, line = _run_build("build", *dict.fromkeys(wanted), home=images_home) if wanted else (0, "")
+        if code == 20 and "base" in wanted:
+            if os.geteuid() != 0 or not shutil.which("debootstrap"):
+                pytest.skip(f"no base image: {line}; and debootstrap needs root and to be installed")
+            assert _run_build("base/bootstrap", home=images_home) == (0, "")
+            code, line = _run_build("build", *dict.fromkeys(wanted), home=images_home)
+        assert code == 0, line
+        built.update(json.loads((images_home / "images.json").read_text()))
+        return built
 
-    return allow
-
-
-def _image_id(name: str) -> str | None:
-    import subprocess
-    import tomllib
-
-    version = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
-    command = ["docker", "image", "inspect", "--format", "{{.Id}}", f"{name}:{version}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
+    return build
 
 
-def _build_image(name: str, home: Path) -> str:
-    """Build an image as the README says, from a base that debootstrap makes where no registry answers."""
+def _run_build(script: str, *arguments: str, home: Path) -> tuple[int, str]:
+    """Run a script of images/; return its exit code and, where it failed, its last line."""
     import os
     import subprocess
 
-    images = Path(__file__).parents[1] / "images"
-    needs = [] if name == "drydock/base" or _image_id("drydock/base") else ["base"]
-    commands = [[str(images / "build"), *needs, name.removeprefix("drydock/")]]
-    if name == "drydock/base" or needs:
-        commands.insert(0, [str(images / "base" / "bootstrap")])
-    for command in commands:
-        environment = os.environ | {"DRYDOCK_HOME": str(home)}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
-        if done.returncode:
-            pytest.skip(f"{name}: {command[0]}: {done.stderr.strip().splitlines()[-1]}")
-    return _image_id(name) or pytest.fail(f"{name}: was built, and is not there")
+    command = [str(Path(__file__).parents[1] / "images" / script), *arguments]
+    environment = os.environ | {"DRYDOCK_HOME": str(home)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=900)
+    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1] if done.returncode else ""
+
+
+@pytest.fixture(scope="session")
+def allow_images(build_images: Callable[..., dict[str, str]]) -> Callable[..., None]:
+    """``allow_images(home, "drydock/base")``: let a state folder run these images."""
+    import json
+
+    def allow(home: Path, *names: str) -> None:
+        digests = build_images(*names)
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "images.json").write_text(json.dumps({name: digests[name] for name in names}))
+
+    return allow

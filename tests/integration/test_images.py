@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,29 +45,14 @@ def call(*command: str | Path, home: Path, **environment: str) -> tuple[int, str
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("images")
+def home(images_home: Path) -> Path:
+    return images_home
 
 
 @pytest.fixture(scope="session")
-def daemon() -> None:
-    if not shutil.which("docker"):
-        pytest.skip("docker is not installed")
-    if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
-        pytest.skip("no Docker daemon answers")
-
-
-@pytest.fixture(scope="session")
-def images(daemon: None, home: Path) -> dict[str, str]:
-    """Build the images under test; return the digest of each, by name."""
-    code, line = call(BUILD, "base", home=home)
-    if code == 20:  # no registry
-        if os.getuid() or not shutil.which("debootstrap"):
-            pytest.skip(f"no base image: {line}; and debootstrap needs root and to be installed")
-        assert call(BOOTSTRAP, home=home)[0] == 0
-    code, line = call(BUILD, *NAMES, home=home)
-    assert code == 0, line
-    return json.loads((home / "images.json").read_text())
+def images(build_images: Any) -> dict[str, str]:
+    """The images under test; the digest of each, by name."""
+    return build_images(*(f"drydock/{name}" for name in NAMES))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,18 +94,6 @@ def test_the_trainer_trains_and_has_no_platform(images, tmp_path):
     assert docker(*run, images["drydock/trainer"], "python", "-c", script) == "2.0 []"
 
 
-def test_the_trainer_runs_a_gang_of_two(images):
-    script = (
-        "import torch, torch.distributed as d; d.init_process_group('gloo');"
-        "t = torch.ones(1) * (1 + d.get_rank()); d.all_reduce(t); print('sum', t.item()); d.destroy_process_group()"
-    )
-    gang = "python -m tasks.train.gang --standalone --nproc-per-node=2 /tmp/rank.py"
-    inner = f'echo "{script}" >/tmp/rank.py; exec {gang}'
-    # On a network, because without one nobody resolves the container's own name, which Gloo asks for.
-    said = docker("run", "--rm", *WITHOUT_RIGHTS, images["drydock/trainer"], "sh", "-c", inner)
-    assert said.count("sum 3.0") == 2
-
-
 def test_the_server_image_has_neither_torch_nor_platform(images):
     script = "import importlib.util as u; print([n for n in ('torch', 'airflow', 'mlflow', 'pip') if u.find_spec(n)])"
     run = ("run", "--rm", "--network=none", "--entrypoint=python", images["drydock/server"], "-c", script)
@@ -160,7 +133,7 @@ def test_a_wheelhouse_is_enough(images, home):
     assert code == 0, line
 
 
-def test_bad_input_is_one_line(daemon, home, tmp_path):
+def test_bad_input_is_one_line(docker_daemon, home, tmp_path):
     assert call(BUILD, "nothing", home=home)[0] == 30
     code, line = call(BUILD, "server", "--wheelhouse", tmp_path, home=home)
     assert (code, "--fetch-only" in line) == (30, True)
