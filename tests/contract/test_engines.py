@@ -75,6 +75,13 @@ def _ended(subject, handle: str) -> JobStatus:
     return status
 
 
+def _printed(subject, handle: str) -> None:
+    deadline = time.monotonic() + 20
+    while not _log(subject, handle):
+        assert time.monotonic() < deadline, f"{handle} prints nothing"
+        time.sleep(0.02)
+
+
 def _log(subject, handle: str) -> str:
     text, offset = subject.logs(handle)
     while (more := subject.logs(handle, offset))[0]:
@@ -115,6 +122,7 @@ def test_a_running_job_is_adopted(subject, job):
     handle = subject.submit(job("never", prints="once"))
     assert subject.poll(handle) == JobStatus(state=JobState.RUNNING)
     assert subject.submit(job("never", prints="once")) == handle
+    _printed(subject, handle)
     subject.cancel(handle)
     assert _log(subject, handle) == "once"
 
