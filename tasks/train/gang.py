@@ -27,6 +27,15 @@ from tasks.train.parent import die_with_parent, parent_of_others
 
 # Into how many micro-batches each rank divides its share of a batch; what a run that was out of memory tries.
 ACCUMULATE = "DRYDOCK_ACCUMULATE"
+ENVIRONMENT = {
+    # With Gloo on torch 2.13 restarted ranks read the dead rank's address from the shared store and hang.
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    "TORCHELASTIC_ENABLE_FILE_TIMER": "1",
+    # The agent asks whether there are GPUs; asked in the usual way CUDA is begun here, and no fork may use it then.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    # What makes matrix products on a GPU the same each time.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
 MAX_RESTARTS = 3
 # From SIGTERM to SIGKILL of a rank; a rank has nothing to save that its last checkpoint has not.
 SHUTDOWN_SECONDS = 1
@@ -44,9 +53,7 @@ def main(arguments: list[str]) -> int:
     except DrydockError as error:
         print(error, file=sys.stderr)  # noqa: T201 - its log is all that a launcher has
         return error.exit_code
-    # With Gloo on torch 2.13 restarted ranks read the dead rank's address from the shared store and hang.
-    os.environ.update(parent_of_others() | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
-    os.environ["TORCHELASTIC_ENABLE_FILE_TIMER"] = "1"
+    os.environ.update(ENVIRONMENT | parent_of_others())
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
