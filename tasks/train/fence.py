@@ -46,10 +46,14 @@ class Fence:
     def held(self) -> Iterator[None]:
         """Write inside. Raises Fenced where a newer attempt has claimed the folder."""
         with exclusive(self.folder / ".fence"):
-            newest = newest_attempt(self.folder)
-            if newest != self.attempt:
-                raise self._fenced(newest)
+            self.check()
             yield
+
+    def check(self) -> None:
+        """Raise Fenced where another attempt's is the right to write by now."""
+        newest = newest_attempt(self.folder)
+        if newest != self.attempt:
+            raise self._fenced(newest)
 
     def _fenced(self, newest: int) -> Fenced:
         return Fenced(f"attempt {self.attempt} woke up after attempt {newest} began: its writes are refused")

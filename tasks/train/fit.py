@@ -28,7 +28,7 @@ from tasks.train.parent import parent_of_others
 from tasks.train.prepare import prepare
 
 POLL_SECONDS = 0.2
-LEFT = ("rendezvous", "attempt", "inputs.json", ".fence", ".reserve")
+LEFT = ("attempt", "inputs.json", ".fence", ".reserve")
 RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONSAFEPATH": "1"}
 
 
@@ -132,5 +132,6 @@ def _tidy(folder: Path) -> None:
     """Keep what the next steps need: weights, history, tokenizer, model.py."""
     for name in ("arrays", "checkpoints", "incoming"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for left in (*folder.glob("ranks-*"), *(folder / name for name in LEFT)):
+    meetings = (*folder.glob("rendezvous-*"), *folder.glob("ranks-*"))
+    for left in (*meetings, *(folder / name for name in LEFT)):
         left.unlink(missing_ok=True)

@@ -4,8 +4,7 @@ torch's elastic agent (what ``torchrun`` runs) with three things of our own:
 
 - its ranks are forked from this process, which has imported all that a rank needs, so a restarted gang is back in
   a second and not in the five that imports take;
-- a rank that makes no step in time is killed by the agent's watchdog (see ``tasks.train.watch``), so a hung rank is
-  a dead one;
+- a rank that makes no step in time is killed by a watchdog (``tasks.train.watch``), so a hung rank is a dead one;
 - it ends with the process that started it.
 
 Nodes meet at ``--rendezvous``: a file where there is one node, else ``host:port`` of the first one.
@@ -24,13 +23,13 @@ from tasks.spec.errors import DrydockError
 from tasks.train.fence import Fence, own_attempt
 from tasks.train.inputs import check_inputs
 from tasks.train.parent import die_with_parent, parent_of_others
+from tasks.train.watch import Watchdog
 
 # Into how many micro-batches each rank divides its share of a batch; what a run that was out of memory tries.
 ACCUMULATE = "DRYDOCK_ACCUMULATE"
 ENVIRONMENT = {
     # With Gloo on torch 2.13 restarted ranks read the dead rank's address from the shared store and hang.
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    "TORCHELASTIC_ENABLE_FILE_TIMER": "1",
     # The agent asks whether there are GPUs; asked in the usual way CUDA is begun here, and no fork may use it then.
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     # What makes matrix products on a GPU the same each time.
@@ -60,8 +59,10 @@ def main(arguments: list[str]) -> int:
     from tasks.train.rank import work
 
     _import_what_ranks_need()
+    watchdog = Watchdog(options.ranks)
+    watchdog.start()
     try:
-        elastic_launch(_config(options), work)(str(options.folder), options.nodes)
+        elastic_launch(_config(options), work)(str(options.folder), options.nodes, watchdog)
     except ChildFailedError as failed:
         return _exit_code(failed)
     return 0
@@ -75,7 +76,7 @@ def begin(folder: Path) -> None:
     """
     if Fence(folder, own_attempt()).claim():
         # Files at which a dead attempt's ranks met are poison to the next; its error was its own.
-        for left in (folder / "rendezvous", folder / "error.json", *folder.glob("ranks-*")):
+        for left in (folder / "error.json", *folder.glob("rendezvous-*"), *folder.glob("ranks-*")):
             left.unlink(missing_ok=True)
     check_inputs(folder)
 
@@ -93,6 +94,8 @@ def _config(options: argparse.Namespace) -> Any:
     from torch.distributed.launcher.api import LaunchConfig
 
     by_file = {} if options.nodes > 1 else {"store_type": "file"}
+    # A file of this attempt's own: an older one that wakes up would wait in it for a place, for ever.
+    meeting = options.rendezvous if options.nodes > 1 else f"{options.rendezvous}-{own_attempt()}"
     return LaunchConfig(
         min_nodes=options.nodes,
         max_nodes=options.nodes,
@@ -100,7 +103,7 @@ def _config(options: argparse.Namespace) -> Any:
         run_id="gang",
         role="rank",
         rdzv_backend="c10d",
-        rdzv_endpoint=options.rendezvous,
+        rdzv_endpoint=meeting,
         rdzv_configs=KEEP_ALIVE | by_file,
         max_restarts=MAX_RESTARTS,
         monitor_interval=MONITOR_SECONDS,

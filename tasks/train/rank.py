@@ -37,7 +37,7 @@ from tasks.train.gang import ACCUMULATE
 from tasks.train.parent import die_with_parent
 from tasks.train.prepare import load_stats
 from tasks.train.recipes import build
-from tasks.train.watch import Watch
+from tasks.train.watch import Watch, Watchdog
 
 # Freed to write the error where the disk is full.
 RESERVE, RESERVE_BYTES = ".reserve", 8192
@@ -51,7 +51,7 @@ class Diverged(BadRequest):
 class Trainer:
     """One rank's training loop over whole epochs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, watchdog: Watchdog | None) -> None:
         from pydantic import TypeAdapter
 
         from tasks.spec.feature import Feature
@@ -69,7 +69,7 @@ class Trainer:
         self.optimiser = optimiser(self.train, self.model)
         self.epoch, self.best, self.best_loss, self.best_epoch = 0, None, math.inf, 0
         self.accumulate = int(os.environ.get(ACCUMULATE, "1"))
-        self.watch = Watch(self.train.hang_seconds)
+        self.watch = Watch(watchdog, self.local_rank, self.train.hang_seconds)
 
     @property
     def local_rank(self) -> int:
@@ -287,7 +287,7 @@ class Prefixed:
         return getattr(self.stream, name)
 
 
-def work(folder: str, nodes: int) -> None:
+def work(folder: str, nodes: int, watchdog: Watchdog | None = None) -> None:
     """Be one rank, to the end. An error that a restart can't help is left in ``error.json``, and the rank ends well:
     a failing exit code would make the agent restart a gang that fails again."""
     die_with_parent()
@@ -297,23 +297,26 @@ def work(folder: str, nodes: int) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     path = Path(folder)
     try:
+        Fence(path, own_attempt()).check()
         if world > 1:
             join(path, nodes)
-        _train(path, rank)
+        _train(path, rank, watchdog)
+    except Fenced as error:
+        print(error, flush=True)  # noqa: T201 - the folder is another attempt's, so the log is all there is
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _train(folder: Path, rank: int) -> None:
+def _train(folder: Path, rank: int, watchdog: Watchdog | None) -> None:
     if (folder / "error.json").exists():
         return  # of another rank, before the agent restarted all of them
     try:
         if rank == 0:
             (folder / RESERVE).write_bytes(bytes(RESERVE_BYTES))
-        Trainer(folder).run()
-    except Fenced as error:
-        print(error, flush=True)  # noqa: T201 - the folder is another attempt's, so the log is all there is
+        Trainer(folder, watchdog).run()
+    except Fenced:
+        raise
     except DrydockError as error:
         _leave(folder, error)
     except OSError as error:

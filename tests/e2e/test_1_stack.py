@@ -201,7 +201,7 @@ def test_the_rollback_dag_goes_to_any_version(stack: Any) -> None:
 def test_a_task_that_is_killed_finds_its_job_again(stack: Any) -> None:
     api = stack.api()
     run_id = api.trigger("retrain_digits", {"seed": 2})
-    gang = wait_until(lambda: running(stack, "tasks.train.rank"), 120, "the ranks run")
+    gang = wait_until(lambda: running(stack, "tasks.train.gang"), 120, "the ranks run")
     task = next(t for t in api.tasks("retrain_digits", run_id) if t["task_id"] == "train")
     os.kill(int(task["pid"]), signal.SIGKILL)
     assert finish(api, "retrain_digits", run_id) == "success"

@@ -187,11 +187,12 @@ from torch import nn
 class Hungry(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        self.layers, self.hungry = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), True
 
     def forward(self, x):
-        if self.training:
-            torch.ones(len(x) * 5_000_000).sum()  # 20 MB a row, for a moment
+        if self.training and self.hungry:
+            torch.ones(len(x) * 7_500_000).sum()  # 30 MB a row, once
+            self.hungry = False
         return self.layers(x)
 
 def build(feature, num_classes):
@@ -202,7 +203,7 @@ def build(feature, num_classes):
 def test_out_of_memory_means_smaller_micro_batches_and_the_same_batch(bench, train_request, tmp_path):
     (tmp_path / "model.py").write_text(HUNGRY)
     request = train_request(
-        recipe={"kind": "model.py"}, ranks=2, batch_size=32, resources={"memory_bytes": 350 * 2**20},
+        recipe={"kind": "model.py"}, ranks=2, batch_size=32, resources={"memory_bytes": 500 * 2**20},
         optimiser={"learning_rate": 0.01},
     ).model_copy(update={"model_py_sha256": sha256_file(tmp_path / "model.py")})  # fmt: skip
     reference: list[dict[str, float]] = []

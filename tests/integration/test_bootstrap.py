@@ -244,17 +244,30 @@ def test_the_installed_package_puts_nothing_but_itself_on_the_path(tmp_path: Pat
     assert done.stdout.strip() == f"{ROOT}/tasks/__init__.py []", done.stderr
 
 
-def test_locks_cover_pyproject_and_name_no_index() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
-    text = "".join(path.read_text() for path in (ROOT / "locks").glob("*.lock"))
+def pins_of(lock: Path) -> dict[str, str]:
+    """Return a lock's versions by name; each has a hash, and no index is named."""
+    text, pins = lock.read_text(), {}
     assert "://" not in text
-    pins = {}
     for block in re.findall(r"^[a-z0-9].*(?:\n[ ].*)*", text, re.MULTILINE):
-        name, version = re.match(r"([\w.-]+)==(\S+)", block).groups()
+        name, version = re.match(r"([\w.-]+)(?:\[[^]]*\])?==(\S+)", block).groups()
         assert name not in pins, f"{name} is locked twice"
         assert "--hash=sha256:" in block, f"{name} has no hash"
         pins[name] = version
+    return pins
+
+
+def test_locks_cover_pyproject_and_name_no_index() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    pins: dict[str, str] = {}
+    for path in (ROOT / "locks").glob("*.lock"):
+        found = pins_of(path)
+        assert not pins.keys() & found.keys(), f"{path.name}: locked in another file too"
+        pins |= found
+    # What only an image needs is locked with the image; it comes from the same resolution.
+    for path in (ROOT / "images").glob("*/requirements.lock"):
+        for name, version in pins_of(path).items():
+            assert pins.setdefault(name, version) == version, f"{path}: {name} has another version than in locks/"
     for requirement in wanted:
         name, exact = re.match(r"([\w.-]+)(?:==(\S+))?", requirement).groups()
         found = pins.get(name.lower().replace("_", "-").replace(".", "-"))
