@@ -69,15 +69,13 @@ def main(arguments: list[str]) -> int:
 
 
 def begin(folder: Path) -> None:
-    """Claim the folder for this attempt, drop what a dead one left there, and check what was brought.
+    """Claim the folder for this attempt, drop the error of the one before, and check what was brought.
 
     Raises:
         Fenced: a newer attempt works here. IntegrityLost: an input is not what was prepared.
     """
     if Fence(folder, own_attempt()).claim():
-        # Files at which a dead attempt's ranks met are poison to the next; its error was its own.
-        for left in (folder / "error.json", *folder.glob("rendezvous-*"), *folder.glob("ranks-*")):
-            left.unlink(missing_ok=True)
+        (folder / "error.json").unlink(missing_ok=True)
     check_inputs(folder)
 
 
