@@ -6,17 +6,13 @@ several nodes a line begins with the node that printed it.
 
 from __future__ import annotations
 
-import codecs
 import json
-import os
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tasks.engines.log_file import lead_to, read_on
 from tasks.store.files import write_json
-
-CHUNK_BYTES = 1 << 20
 
 
 class Gathered:
@@ -29,13 +25,8 @@ class Gathered:
     def begin(self, target: Path) -> None:
         """Let the handle lead to ``target``, the file in the job's folder."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        if self.link.is_symlink() and os.readlink(self.link) == str(target):
-            return
-        self.link.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.link.with_name(f".{self.link.name}.{secrets.token_hex(4)}")
-        temporary.symlink_to(target)
-        temporary.replace(self.link)
-        self.cursor.unlink(missing_ok=True)
+        if lead_to(self.link, target):
+            self.cursor.unlink(missing_ok=True)
 
     def gather(self, entries: dict[str, Iterable[tuple[str, bytes]]], prefixes: dict[str, bytes]) -> None:
         """Append what each container (by id) printed: (time, line) from its last known time on."""
@@ -64,16 +55,7 @@ class Gathered:
 
     def read(self, since: int) -> tuple[str, int]:
         """Return the text from byte ``since`` on, at most 1 MiB of it, and where it ends."""
-        try:
-            with self.link.open("rb") as stream:
-                stream.seek(since)
-                chunk = stream.read(CHUNK_BYTES)
-        except FileNotFoundError:
-            return "", since
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        text = decoder.decode(chunk)
-        # A character cut by the end of the chunk is left for the next call.
-        return text, since + len(chunk) - len(decoder.getstate()[0])
+        return read_on(self.link, since)
 
 
 def entries(frames: Iterable[Any]) -> Iterable[tuple[str, bytes]]:

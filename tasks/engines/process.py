@@ -9,22 +9,19 @@ service are known from the supervisor's own files alone.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import itertools
 import json
-import os
 import re
-import secrets
 from pathlib import Path
 
+from tasks.engines.log_file import lead_to, read_on
 from tasks.engines.ports import HOST, choose_port, is_free
 from tasks.engines.protocol import Job, JobState, JobStatus, Replica, Service
 from tasks.engines.supervisor import Program, ProgramInfo, ProgramState, Supervisor
 from tasks.spec.errors import BadRequest, DrydockError
 from tasks.store.files import exclusive
 
-LOG_CHUNK_BYTES = 1 << 20
 STOP_SECONDS = 15
 JOB_PRIORITY, REPLICA_PRIORITY = 900, 800
 _JOB = re.compile(r"job-[a-z0-9][a-z0-9_-]{0,79}")
@@ -63,7 +60,8 @@ class ProcessEngine:
         started again and goes on in the same log."""
         program = self.render(job)
         Path(job.folder).mkdir(parents=True, exist_ok=True)
-        self._link_log(program)
+        # A handle leads to its log, whatever the supervisor has forgotten.
+        lead_to(self._logs / f"{program.name}.log", Path(program.log))
         self.supervisor.add(program)
         return program.name
 
@@ -82,16 +80,7 @@ class ProcessEngine:
         call until the offset stays. An unknown job has printed nothing."""
         if not _JOB.fullmatch(handle):
             return "", since
-        try:
-            with (self._logs / f"{handle}.log").open("rb") as stream:
-                stream.seek(since)
-                chunk = stream.read(LOG_CHUNK_BYTES)
-        except FileNotFoundError:
-            return "", since
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        text = decoder.decode(chunk)
-        # A character cut by the end of the chunk is left for the next call.
-        return text, since + len(chunk) - len(decoder.getstate()[0])
+        return read_on(self._logs / f"{handle}.log", since)
 
     def cancel(self, handle: str) -> None:
         """End the job and all its children; its log stays, the job itself is MISSING from then on."""
@@ -196,16 +185,6 @@ class ProcessEngine:
             number = self.supervisor.killed_by(info.name)
             return 1 if number is None else 128 + number
         raise DrydockError(f"{info.name}: exit status {info.exit_status} in state {info.state} is not known")
-
-    def _link_log(self, program: Program) -> None:
-        """A handle leads to its log, whatever the supervisor has forgotten."""
-        link = self._logs / f"{program.name}.log"
-        if link.is_symlink() and os.readlink(link) == program.log:
-            return
-        self._logs.mkdir(parents=True, exist_ok=True)
-        temporary = link.with_name(f".{link.name}.{secrets.token_hex(4)}")
-        temporary.symlink_to(program.log)
-        temporary.replace(link)
 
 
 def _replica_name(service: str, index: int) -> str:

@@ -17,7 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.engines.process import LOG_CHUNK_BYTES, ProcessEngine
+from tasks.engines.log_file import CHUNK_BYTES
+from tasks.engines.process import ProcessEngine
 from tasks.engines.program import Program, render_ini
 from tasks.engines.protocol import Job, JobState, Service
 from tasks.engines.supervisor import Supervisor, stray
@@ -250,7 +251,7 @@ def test_a_job_may_print_50_mb(engine, tmp_path):
         text, following = engine.logs(handle, offset)
         if following == offset:
             break
-        assert len(text) <= LOG_CHUNK_BYTES
+        assert len(text) <= CHUNK_BYTES
         offset, last, pieces = following, text, pieces + 1
     assert last.endswith("\nü-end\n")
     assert offset == 50_000_000 + len("\nü-end\n".encode()) == (tmp_path / "fault" / "job.log").stat().st_size
