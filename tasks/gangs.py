@@ -64,7 +64,11 @@ class Containers(NamedTuple):
                 if followed.bring_back(status):
                     return self.engine.forget(followed.handle)
                 followed.mirror()
-                accumulate = self._what_next(request.train, status, start, accumulate, folder)
+                try:
+                    accumulate = self._what_next(request.train, status, start, accumulate, folder)
+                except DrydockError:
+                    self.engine.forget(followed.handle)
+                    raise
         raise AssertionError("the last start either ends well or raises")
 
     def cancel(self) -> None:
@@ -78,7 +82,6 @@ class Containers(NamedTuple):
         if starved:
             accumulate = _smaller(train, accumulate)
         if start + 1 == MAX_STARTS:
-            self.engine.forget(f"job-{self.key}")
             raise DrydockError(
                 f"training: the gang failed {MAX_STARTS} times, the last time: {why}; {_kept(folder)}; its log is above"
             )

@@ -222,7 +222,6 @@ def test_what_can_never_fit_is_one_line(bench, train_request):
     request = train_request(ranks=2, batch_size=2, resources={"memory_bytes": 2**26})
     with pytest.raises(BadRequest, match="training is out of memory with 67108864 bytes a rank"):
         bench.fit(request)
-    bench.engine.cancel(f"job-{KEY}")
 
 
 def test_a_killed_step_leaves_the_containers_and_its_successor_finds_them(bench, train_request, undisturbed):
