@@ -41,11 +41,13 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "PYTHONSAFEPATH": "1", "PYTHONUNBUF
 
 
 class Containers(NamedTuple):
-    """Runs gangs on an engine of containers. ``tell`` hears of every restart: one line for a person."""
+    """Runs a gang on an engine of containers. ``logs``: the folder of its log; ``tell`` hears of every restart, one
+    line for a person."""
 
     engine: RoomEngine
     key: str
     labels: dict[str, str]
+    logs: Path
     tell: Callable[[str], None] = print
 
     def run(self, request: TrainRequest, folder: Path, on_epoch: Callable[[dict[str, float]], None]) -> None:
@@ -58,7 +60,7 @@ class Containers(NamedTuple):
         history, accumulate = History(folder / "history.jsonl", on_epoch), 1
         with _cancelled_by_sigterm(self):
             for start in range(MAX_STARTS):
-                job = gang_job(request, folder, self.key, _next_attempt(folder), accumulate, self.labels)
+                job = self._job(request, folder, _next_attempt(folder), accumulate)
                 followed = Followed(self.engine, self.engine.submit(job), folder, history)
                 status = followed.to_the_end()
                 if followed.bring_back(status):
@@ -70,6 +72,10 @@ class Containers(NamedTuple):
                     self.engine.forget(followed.handle)
                     raise
         raise AssertionError("the last start either ends well or raises")
+
+    def _job(self, request: TrainRequest, folder: Path, attempt: int, accumulate: int) -> Job:
+        facts = {"key": self.key, "labels": self.labels, "folder": str(self.logs)}
+        return gang_job(request, folder, attempt, accumulate, **facts)
 
     def cancel(self) -> None:
         """End the gang wherever it is. Idempotent."""
@@ -91,31 +97,27 @@ class Containers(NamedTuple):
         return accumulate
 
 
-def gang_job(
-    request: TrainRequest, folder: Path, key: str, attempt: int, accumulate: int, labels: dict[str, str]
-) -> Job:
-    """Return the gang as an engine's job. Pure."""
+def gang_job(request: TrainRequest, room: Path, attempt: int, accumulate: int, **facts: Any) -> Job:
+    """Return the gang as an engine's job; ``facts``: its key, labels, and the folder of its log. Pure."""
     train, asked = request.train, request.train.resources
     meeting = f"{{first}}:{PORT}" if train.nodes > 1 else f"{ROOM}/rendezvous"
     options = [f"--nodes={train.nodes}", f"--ranks={train.ranks}", f"--rendezvous={meeting}"]
     own = {VARIABLE: str(attempt), ACCUMULATE: str(accumulate), "OMP_NUM_THREADS": str(max(1, int(asked.cpus)))}
     memory = train.ranks * asked.memory_bytes
     return Job(
-        key=key,
         command=("python", "-m", "tasks.train.gang", *options, ROOM),
         environment=ENVIRONMENT | own,
-        folder=str(folder.parent / "logs" / key),
-        labels=labels,
         nodes=train.nodes,
         attempt=attempt,
         image=IMAGE,
-        room=str(folder),
+        room=str(room),
         limits=Limits(
             cpus=train.ranks * asked.cpus,
             memory_bytes=memory,
             shm_bytes=min(memory // 4, 2**30),
             gpus=train.ranks * asked.gpus,
         ),
+        **facts,
     )
 
 

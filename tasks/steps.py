@@ -90,7 +90,8 @@ def _gang(request: r.TrainRequest, site: Site) -> Any:
 
     key = job_key("train", request)
     labels = {"workload": request.workload, "step": "train", "key": key}
-    return Containers(site.training_engine, key, labels, lambda line: record_event(site.home, "failure", line))
+    logs = site.home / "jobs" / f"{key}-gang"
+    return Containers(site.training_engine, key, labels, logs, lambda line: record_event(site.home, "failure", line))
 
 
 def _log_data_report(request: r.TrainRequest, run_id: str, site: Site) -> None:

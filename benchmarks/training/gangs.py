@@ -93,7 +93,8 @@ def in_containers(
         watched.heard(line)
         heard(line)
 
-    fit(request, folder, None, on_epoch, Containers(engine, KEY, {"workload": "bench"}, tell))
+    gang = Containers(engine, KEY, {"workload": "bench"}, engine.home / "jobs" / KEY, tell)
+    fit(request, folder, None, on_epoch, gang)
     return watched
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tasks.engines.docker import DockerEngine
-from tasks.gangs import Containers, gang_job
+from tasks.gangs import Containers
 from tasks.spec.errors import BadRequest, DrydockError, TryAgain
 from tasks.store.files import sha256_file
 from tasks.train.fit import fit
@@ -33,7 +33,8 @@ from tasks.spec.requests import TrainRequest
 from tasks.gangs import Containers
 from tasks.train.fit import fit
 request = TrainRequest.model_validate_json(Path(sys.argv[1]).read_text())
-gang = Containers(DockerEngine(Path(sys.argv[3])), sys.argv[4], {"workload": "digits"})
+home, key = Path(sys.argv[3]), sys.argv[4]
+gang = Containers(DockerEngine(home), key, {"workload": "digits"}, home / "log")
 fit(request, Path(sys.argv[2]), None, lambda line: None, gang)
 """
 
@@ -43,8 +44,9 @@ class Bench:
 
     def __init__(self, home: Path) -> None:
         self.home, self.engine, self.folder = home, DockerEngine(home), home / "room"
-        self.folder.mkdir()
+        self.folder.mkdir(parents=True)
         self.told: list[str] = []
+        self.gang = Containers(self.engine, KEY, {"workload": "digits"}, home / "log", self.told.append)
         self.seen: list[int] = []
 
     def fit(self, request: Any, on_epoch: Callable[[int], None] = lambda epoch: None) -> dict[str, float]:
@@ -52,8 +54,7 @@ class Bench:
             self.seen.append(int(line["epoch"]))
             on_epoch(int(line["epoch"]))
 
-        gang = Containers(self.engine, KEY, {"workload": "digits"}, self.told.append)
-        return fit(request, self.folder, None, heard, gang)
+        return fit(request, self.folder, None, heard, self.gang)
 
     def step(self, request: Any) -> subprocess.Popen[bytes]:
         """The same in a process of its own, as a step's job runs it."""
@@ -209,8 +210,7 @@ def test_out_of_memory_means_smaller_micro_batches_and_the_same_batch(bench, tra
     reference: list[dict[str, float]] = []
     fit(request, tmp_path / "roomy", tmp_path / "model.py", reference.append)
     lines: list[dict[str, float]] = []
-    gang = Containers(bench.engine, KEY, {"workload": "digits"}, bench.told.append)
-    fit(request, bench.folder, tmp_path / "model.py", lines.append, gang)
+    fit(request, bench.folder, tmp_path / "model.py", lines.append, bench.gang)
     assert len(bench.told) == 1
     assert "(out of memory); it starts again with each rank's batch in 2 parts" in bench.told[0]
     assert len(lines) == len(reference) == 10
@@ -254,7 +254,7 @@ def test_an_attempt_that_wakes_up_after_its_successor_began_is_fenced(bench, tra
     old = bench.ids()
     for container in old:
         bench.engine.api.pause(container)
-    newer = gang_job(request, bench.folder, KEY, 99, 1, {"workload": "digits"})
+    newer = bench.gang._job(request, bench.folder, 99, 1)
     bench.engine._launch(newer, bench.engine.render(newer))
     wait_for(lambda: (bench.volume() / "attempt").read_text() == "99")
     for container in old:
@@ -272,9 +272,8 @@ def test_a_restart_storm_is_bounded(bench, train_request, tmp_path):
     (tmp_path / "model.py").write_text("import os; os._exit(7)")
     request = train_request(recipe={"kind": "model.py"})
     request = request.model_copy(update={"model_py_sha256": sha256_file(tmp_path / "model.py")})
-    gang = Containers(bench.engine, KEY, {"workload": "digits"}, bench.told.append)
     with pytest.raises(DrydockError, match="the gang failed 4 times, the last time: exit code 7; no checkpoint was"):
-        fit(request, bench.folder, tmp_path / "model.py", lambda line: None, gang)
+        fit(request, bench.folder, tmp_path / "model.py", lambda line: None, bench.gang)
     assert len(bench.told) == 3
 
 
@@ -308,7 +307,8 @@ def test_a_loss_that_is_no_number_ends_it(bench, train_request):
 def test_no_daemon_is_one_line(bench, train_request, monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere.sock")
     with pytest.raises(TryAgain, match=r"no Docker daemon answers at unix:///nowhere.sock; start it"):
-        fit(train_request(), bench.folder, None, lambda line: None, Containers(DockerEngine(bench.home), KEY, {}))
+        gang = Containers(DockerEngine(bench.home), KEY, {}, bench.home / "log")
+        fit(train_request(), bench.folder, None, lambda line: None, gang)
 
 
 def test_gpus_where_there_are_none_and_too_much_memory_are_one_line(bench, train_request):
@@ -320,7 +320,7 @@ def test_gpus_where_there_are_none_and_too_much_memory_are_one_line(bench, train
 
 def test_two_submitters_of_one_key_start_one_gang(bench, train_request):
     request = train_request(ranks=2)
-    job = gang_job(request, bench.folder, KEY, 1, 1, {}).model_copy(update={"command": ("sleep", "60")})
+    job = bench.gang._job(request, bench.folder, 1, 1).model_copy(update={"command": ("sleep", "60")})
     threads = [threading.Thread(target=bench.engine.submit, args=(job,)) for _ in range(4)]
     for thread in threads:
         thread.start()
