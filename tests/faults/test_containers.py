@@ -306,8 +306,8 @@ def test_a_loss_that_is_no_number_ends_it(bench, train_request):
 
 def test_no_daemon_is_one_line(bench, train_request, monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere.sock")
+    gang = Containers(DockerEngine(bench.home), KEY, {}, bench.home / "log")
     with pytest.raises(TryAgain, match=r"no Docker daemon answers at unix:///nowhere.sock; start it"):
-        gang = Containers(DockerEngine(bench.home), KEY, {}, bench.home / "log")
         fit(train_request(), bench.folder, None, lambda line: None, gang)
 
 
