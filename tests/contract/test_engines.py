@@ -119,12 +119,12 @@ def test_the_log_goes_on_from_an_offset(subject, job):
 
 
 def test_a_running_job_is_adopted(subject, job):
-    handle = subject.submit(job("never", prints="once"))
+    handle = subject.submit(job("never", prints="once\n"))
     assert subject.poll(handle) == JobStatus(state=JobState.RUNNING)
-    assert subject.submit(job("never", prints="once")) == handle
+    assert subject.submit(job("never", prints="once\n")) == handle
     _printed(subject, handle)
     subject.cancel(handle)
-    assert _log(subject, handle) == "once"
+    assert _log(subject, handle) == "once\n"
 
 
 def test_a_succeeded_job_is_adopted(subject, job):
