@@ -15,7 +15,7 @@ from tasks.spec.errors import BadRequest
 pytestmark = pytest.mark.timeout(60)
 
 # Each job carries its own script, which the process engine's shell and the fake's behaviour both follow.
-SCRIPT = 'printf %s "$PRINTS"; while [ "$EXITS" = never ]; do sleep 0.05; done; exit "$EXITS"'
+SCRIPT = 'printf %b "$PRINTS"; while [ "$EXITS" = never ]; do sleep 0.05; done; exit "$EXITS"'
 
 
 @pytest.fixture(scope="module", params=["process", "docker", "fake"])
@@ -37,7 +37,7 @@ def subject(request, tmp_path_factory):
 
 
 def _play(fake, job: Job) -> int | None:
-    fake.write(f"job-{job.key}", job.environment["PRINTS"])
+    fake.write(f"job-{job.key}", job.environment["PRINTS"].replace("\\n", "\n"))
     return None if job.environment["EXITS"] == "never" else int(job.environment["EXITS"])
 
 
@@ -119,9 +119,9 @@ def test_the_log_goes_on_from_an_offset(subject, job):
 
 
 def test_a_running_job_is_adopted(subject, job):
-    handle = subject.submit(job("never", prints="once\n"))
+    handle = subject.submit(job("never", prints="once\\n"))
     assert subject.poll(handle) == JobStatus(state=JobState.RUNNING)
-    assert subject.submit(job("never", prints="once\n")) == handle
+    assert subject.submit(job("never", prints="once\\n")) == handle
     _printed(subject, handle)
     subject.cancel(handle)
     assert _log(subject, handle) == "once\n"
