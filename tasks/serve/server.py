@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import signal
 import socket
+import struct
 from collections.abc import Callable
 
 import uvloop
@@ -26,6 +28,7 @@ GRACE_SECONDS = 12.0
 BACKLOG = 2048
 GARBAGE_OBJECTS = 50_000  # cycles are rare here: connections that ended
 TICK_SECONDS = 1.0
+SO_ATTACH_FILTER, BPF_RETURN = 26, 0x06  # linux/socket.h, linux/bpf_common.h
 LAST_TURNS_SECONDS = 0.02
 
 
@@ -84,11 +87,21 @@ async def _stop_listening(server: asyncio.Server, listener: socket.socket, conne
     """Close the door, but let in who stands before it: the kernel would reset connections that it took for us."""
     spare = listener.dup()
     spare.setblocking(False)
+    _take_no_more(spare)
     server.close()
     with contextlib.closing(spare), contextlib.suppress(BlockingIOError):
         while True:
             accepted, _ = spare.accept()
             await asyncio.get_running_loop().connect_accepted_socket(connections, accepted)
+
+
+def _take_no_more(listener: socket.socket) -> None:
+    """Have the kernel drop what comes to the listener from now on: a connection made between the last look and the
+    close would be reset with a request in it. Who knocks now knocks again, and finds the door closed."""
+    drop = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, 0), 8)
+    with contextlib.suppress(OSError):
+        program = struct.pack("HP", 1, ctypes.addressof(drop))
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 async def _finish(connections: Connections) -> None:
