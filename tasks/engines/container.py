@@ -40,7 +40,8 @@ def gang_name(site: str, key: str) -> str:
 
 
 def render_gang(job: Job, image: str, site: str, devices: tuple[str, ...] = ()) -> Gang:
-    """Return a job's requests for the Docker Engine. ``devices``: the leased GPUs, those of node 0 first."""
+    """Return a job's requests for the Docker Engine. ``devices``: the leased GPUs, those of node 0 first; where none
+    are named the daemon is asked for as many as the job wants."""
     name = gang_name(site, job.key)
     share = job.limits.gpus
     containers = {}
@@ -63,8 +64,9 @@ def _node(job: Job, node: int, name: str, image: str, site: str, devices: tuple[
         "Mounts": [{"Type": "volume", "Source": name, "Target": MOUNT}],
         "RestartPolicy": {"Name": "no"},
     }
-    if devices:
-        host["DeviceRequests"] = [{"Driver": "nvidia", "DeviceIDs": list(devices), "Capabilities": [["gpu"]]}]
+    if job.limits.gpus:
+        which = {"DeviceIDs": list(devices)} if devices else {"Count": job.limits.gpus}
+        host["DeviceRequests"] = [{"Driver": "nvidia", "Capabilities": [["gpu"]]} | which]
     facts = {"rank": str(node), "attempt": str(job.attempt), "nodes": str(job.nodes)}
     return {
         "Image": image,

@@ -82,6 +82,12 @@ def test_each_node_gets_its_own_leased_devices():
     assert asked == [["GPU-a", "GPU-b"], ["GPU-c", "GPU-d"]]
 
 
+def test_gpus_that_are_not_leased_are_asked_for_by_number():
+    for request in render_gang(job(limits=Limits(gpus=2)), IMAGE, "site1").containers.values():
+        wanted = {"Driver": "nvidia", "Capabilities": [["gpu"]], "Count": 2}
+        assert request["HostConfig"]["DeviceRequests"] == [wanted]
+
+
 def test_no_container_holds_the_socket_or_a_right():
     service = Service(name="digits-1", command=("serve", "{port}"), folder="/x", mounts={"/package": "/home/p"})
     requests = list(render_gang(job(), IMAGE, "s").containers.values())
