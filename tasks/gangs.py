@@ -151,7 +151,8 @@ class Followed:
         text, self.offset = self.engine.logs(self.handle, self.offset)
         sys.stdout.write(text)
         sys.stdout.flush()
-        if self.engine.fetch(self.handle, "history.jsonl", self.folder / "history.jsonl"):
+        # Rank 0 prints a line after each one that it adds to the history: where nothing was printed, none is new.
+        if text and self.engine.fetch(self.handle, "history.jsonl", self.folder / "history.jsonl"):
             self.history.follow()
         if time.monotonic() - self.mirrored_at > MIRROR_SECONDS:
             self.mirror()
