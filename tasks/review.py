@@ -11,8 +11,8 @@ from tasks.site import Site
 from tasks.spec.errors import BadRequest, Refused
 from tasks.spec.load import load_workload
 from tasks.spec.requests import RegisterResult
+from tasks.spec.review import Review
 from tasks.spec.value import Value
-from tasks.spec.workload import Review
 
 REGISTERED = "registered"
 

@@ -24,7 +24,6 @@ from tasks.serve.onnx_file import refuse_external_data
 from tasks.spec.errors import BadRequest, DrydockError, IntegrityLost
 from tasks.spec.feature import Feature, check_texts, encode
 from tasks.spec.value import Value
-from tasks.spec.workload import Variant
 from tasks.store.files import write_json
 from tasks.store.manifest import NAME, SIGNATURE, verify, write_manifest
 from tasks.store.sign import PUBLIC, verify_folder_signature
@@ -60,7 +59,7 @@ class Signature(Value):
 
     format: Literal[1] = 1
     workload: str = Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")
-    variant: Variant
+    variant: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,39}$")
     feature: Feature
     classes: tuple[str, ...] = Field(min_length=2)
     graph_input: Tensor

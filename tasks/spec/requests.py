@@ -13,6 +13,7 @@ from pydantic import Field
 
 from tasks.spec import workload as w
 from tasks.spec.clean import CleanRule
+from tasks.spec.compress import Variant
 from tasks.spec.feature import Feature
 from tasks.spec.rules import Rule, Verdict
 from tasks.spec.source import ColumnType, Source
@@ -191,7 +192,7 @@ class TrainResult(Value):
 
 class CompressRequest(Value):
     workload: str
-    variant: w.Variant
+    variant: Variant
     trained: RoomRef
     dataset: RoomRef
     feature: Feature
@@ -203,7 +204,7 @@ class CompressResult(Value):
     """``package/``: a model package with its manifest, unsigned as yet."""
 
     room: RoomRef | None = None
-    variant: w.Variant
+    variant: Variant
     package_sha256: str
     model_bytes: int
     parity_max_difference: float = Field(description="largest difference of probabilities to the torch model")
@@ -234,7 +235,7 @@ class EvaluateResult(Value):
 
 
 class Candidate(Value):
-    variant: w.Variant
+    variant: Variant
     package_sha256: str
     package_uri: str
     evaluation: RoomRef
@@ -252,7 +253,7 @@ class JudgeRequest(Value):
 
 
 class Judged(Value):
-    variant: w.Variant
+    variant: Variant
     package_sha256: str
     verdict: Verdict
     chosen: bool = False

@@ -1,4 +1,4 @@
-"""Gate rules and evidence: data only. Judging them is ``tasks.gate``'s work."""
+"""Section ``gate``: rules, and the evidence they are held against: data only. To judge is ``tasks.gate``'s work."""
 
 from __future__ import annotations
 
@@ -46,6 +46,18 @@ class Rule(Value):
         if self.fail_above is not None and self.bound != "interval":
             raise ValueError(f"fail_above of a rule on {self.metric!r} needs bound: interval")
         return self
+
+
+class Gate(Value):
+    """A gate without rules is an error, so the default set is never empty."""
+
+    rules: tuple[Rule, ...] = Field(
+        default=(
+            Rule(metric="accuracy", min=0.8, min_samples=100),
+            Rule(metric="accuracy", max_drop=0.01, against="champion"),
+        ),
+        min_length=1,
+    )
 
 
 class Measurement(Value):

@@ -10,10 +10,12 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tasks.spec.clean import PARSING, CleanRule
+from tasks.spec.compress import Compress
 from tasks.spec.cron import PRESETS as CRON_PRESETS
 from tasks.spec.cron import is_cron
 from tasks.spec.feature import Feature
-from tasks.spec.rules import Rule
+from tasks.spec.review import Review
+from tasks.spec.rules import Gate
 from tasks.spec.source import ColumnType, Source
 from tasks.spec.validation import Expectations, LabelRules
 from tasks.spec.value import Value, register_tags
@@ -185,52 +187,6 @@ class Train(Value):
         if self.batch_size % self.world_size:
             raise ValueError(
                 f"batch_size = {self.batch_size}, must be a multiple of nodes x ranks = {self.world_size}"
-            )
-        return self
-
-
-Variant = Literal["fp32", "int8"]
-
-
-class Compress(Value):
-    variants: tuple[Variant, ...] = Field(default=("fp32", "int8"), min_length=1)
-    objective: Literal["quality", "latency", "size"] = Field(
-        default="size", description="which passing candidate is taken"
-    )
-
-    @field_validator("variants")
-    @classmethod
-    def _distinct(cls, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
-        if len(set(variants)) != len(variants):
-            raise ValueError(f"{list(variants)}, must be distinct")
-        return variants
-
-
-class Gate(Value):
-    """A gate without rules is an error, so the default set is never empty."""
-
-    rules: tuple[Rule, ...] = Field(
-        default=(
-            Rule(metric="accuracy", min=0.8, min_samples=100),
-            Rule(metric="accuracy", max_drop=0.01, against="champion"),
-        ),
-        min_length=1,
-    )
-
-
-class Review(Value):
-    required: bool = True
-    approvers: tuple[str, ...] = Field(default=(), description="Airflow users who may decide; empty: any")
-    two_person: bool = Field(default=False, description="the one who triggered the run may not approve it")
-    accept_unnamed: bool = Field(
-        default=False, description="an approval by a tag in MLflow counts, which carries no author"
-    )
-
-    @model_validator(mode="after")
-    def _tags_have_no_author(self) -> Review:
-        if self.two_person and self.accept_unnamed:
-            raise ValueError(
-                "accept_unnamed = true, must be false where two_person is true: a tag has no author"
             )
         return self
 

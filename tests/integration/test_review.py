@@ -11,7 +11,7 @@ from tasks.registry import versions
 from tasks.review import decide, question, record_registration
 from tasks.spec.errors import BadRequest, Refused
 from tasks.spec.requests import RegisterResult
-from tasks.spec.workload import Review
+from tasks.spec.review import Review
 
 pytestmark = pytest.mark.timeout(240)
 
