@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from tasks.engines.protocol import ROOM, Job, JobState, JobStatus, Limits, RoomEngine
 from tasks.spec.errors import BadRequest, DrydockError, IntegrityLost, TryAgain
 from tasks.spec.requests import TrainRequest
-from tasks.spec.workload import Train
+from tasks.spec.train import Train
 from tasks.store.files import sha256_file, write_whole
 from tasks.store.manifest import verify
 from tasks.train.fence import NAME as ATTEMPT

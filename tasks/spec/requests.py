@@ -17,6 +17,7 @@ from tasks.spec.compress import Variant
 from tasks.spec.feature import Feature
 from tasks.spec.rules import Rule, Verdict
 from tasks.spec.source import ColumnType, Source
+from tasks.spec.train import Train
 from tasks.spec.validation import Expectations, LabelRules
 from tasks.spec.value import RoomRef, Value
 
@@ -173,7 +174,7 @@ class TrainRequest(Value):
     revision: str
     feature: Feature
     label: w.Label
-    train: w.Train
+    train: Train
     model_py_sha256: str | None = Field(default=None, description="the digest of the workload's own model.py")
 
 
@@ -197,7 +198,7 @@ class CompressRequest(Value):
     dataset: RoomRef
     feature: Feature
     label: w.Label
-    train: w.Train
+    train: Train
 
 
 class CompressResult(Value):

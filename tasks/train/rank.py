@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tasks.spec.errors import BadRequest, DrydockError, from_os
-from tasks.spec.workload import Train
+from tasks.spec.train import Train
 from tasks.store.files import sha256_file, write_json, write_whole
 from tasks.train import checkpoint
 from tasks.train.fence import Fence, Fenced, own_attempt

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tasks.spec.errors import BadRequest
 from tasks.spec.feature import Feature
-from tasks.spec.workload import Mlp, OwnModel, Recipe, TextCnn
+from tasks.spec.train import Mlp, OwnModel, Recipe, TextCnn
 
 
 def build(recipe: Recipe, feature: Feature, num_classes: int, stats: Any, folder: Path) -> nn.Module:
