@@ -7,10 +7,11 @@ from pathlib import Path
 from cleansing.generate import FEATURES, LABELS, NUMBERS
 
 from tasks.spec import clean as c
+from tasks.spec.data import Label, Split
 from tasks.spec.feature import TableFeature
 from tasks.spec.requests import CleanRequest, CleanResult, ValidateDataRequest
+from tasks.spec.validation import Expectations
 from tasks.spec.value import RoomRef
-from tasks.spec.workload import Expectations, Label, Split
 from tasks.store.manifest import write_manifest
 
 RULES: tuple[c.CleanRule, ...] = (

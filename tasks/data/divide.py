@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from tasks.spec.data import Split
     from tasks.spec.feature import Feature
-    from tasks.spec.workload import Split
 
 # What a split column may say; ``test`` is the usual name of a holdout.
 NAMES = {"train": "train", "validation": "validation", "holdout": "holdout", "test": "holdout"}

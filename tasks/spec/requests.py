@@ -11,9 +11,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from tasks.spec import workload as w
 from tasks.spec.clean import CleanRule
 from tasks.spec.compress import Variant
+from tasks.spec.data import Label, Split
 from tasks.spec.feature import Feature
 from tasks.spec.rules import Rule, Verdict
 from tasks.spec.source import ColumnType, Source
@@ -38,7 +38,7 @@ class IngestRequest(Value):
     source: Source
     files: tuple[SourceFile, ...] = Field(min_length=1)
     feature: Feature
-    label: w.Label
+    label: Label
     split_column: str | None = None
     columns: dict[str, ColumnType] = Field(default={}, description="further columns, or other types than usual")
     made_columns: tuple[str, ...] = Field(default=(), description="features that cleaning makes")
@@ -61,9 +61,9 @@ class CleanRequest(Value):
     workload: str
     raw: RoomRef
     feature: Feature
-    label: w.Label
+    label: Label
     rules: tuple[CleanRule, ...]
-    split: w.Split
+    split: Split
     corrections: RoomRef | None = Field(default=None, description="labels that people corrected, applied last")
 
 
@@ -94,8 +94,8 @@ class ValidateDataRequest(Value):
     rows_in: int
     dropped_rows: int
     feature: Feature
-    label: w.Label
-    split: w.Split
+    label: Label
+    split: Split
     expectations: Expectations
     suites_sha256: str = Field(description="digest of the suites that users edit in great_expectations/")
     sources: tuple[str, ...] = Field(default=(), description="SHA-256 of each source file")
@@ -128,7 +128,7 @@ class ValidateLabelsRequest(Value):
     workload: str
     clean: RoomRef
     feature: Feature
-    label: w.Label
+    label: Label
     rules: LabelRules
     corrections: RoomRef | None = Field(default=None, description="a label that a person confirmed is queued no more")
 
@@ -173,7 +173,7 @@ class TrainRequest(Value):
     dataset: RoomRef
     revision: str
     feature: Feature
-    label: w.Label
+    label: Label
     train: Train
     model_py_sha256: str | None = Field(default=None, description="the digest of the workload's own model.py")
 
@@ -197,7 +197,7 @@ class CompressRequest(Value):
     trained: RoomRef
     dataset: RoomRef
     feature: Feature
-    label: w.Label
+    label: Label
     train: Train
 
 
@@ -218,7 +218,7 @@ class EvaluateRequest(Value):
     package_uri: str
     package_sha256: str
     dataset: RoomRef
-    label: w.Label
+    label: Label
 
 
 class EvaluateResult(Value):

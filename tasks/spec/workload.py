@@ -9,110 +9,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.spec.clean import PARSING, CleanRule
 from tasks.spec.compress import Compress
 from tasks.spec.cron import PRESETS as CRON_PRESETS
 from tasks.spec.cron import is_cron
-from tasks.spec.feature import Feature
+from tasks.spec.data import Data
 from tasks.spec.review import Review
 from tasks.spec.rules import Gate
-from tasks.spec.source import ColumnType, Source
 from tasks.spec.train import Train
-from tasks.spec.validation import Expectations, LabelRules
 from tasks.spec.value import Value
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
-
-
-class Label(Value):
-    """The label column and its allowed classes, in the order of the model's outputs."""
-
-    column: str = "label"
-    classes: tuple[str | int, ...] = Field(min_length=2)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(str(item) for item in self.classes)
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Label:
-        if len(set(self.names)) != len(self.names):
-            raise ValueError(f"classes = {list(self.classes)}, must be distinct")
-        return self
-
-
-class Split(Value):
-    """Rows go to a split by a hash of their features, so equal rows never part; or by a column of the source."""
-
-    validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    seed: int = 0
-    column: str | None = Field(default=None, description="holds the names train, validation, holdout (or test)")
-
-    @model_validator(mode="after")
-    def _leaves_training_rows(self) -> Split:
-        if self.validation + self.holdout > 0.9:
-            raise ValueError(
-                f"holdout = {self.holdout} and validation = {self.validation} leave under 10 % to train on; "
-                "their sum must be 0.9 or less"
-            )
-        return self
-
-
-class Data(Value):
-    """The rows: where they come from, what of them is read, and how they are cleaned, judged and divided."""
-
-    source: Source
-    feature: Feature
-    label: Label
-    columns: dict[str, ColumnType] = Field(default={}, description="further columns, for the cleaning rules to read")
-    bad_rows: Literal["refuse", "quarantine"] = Field(
-        default="refuse", description="rows that can't be read as their columns' types"
-    )
-    clean: tuple[CleanRule, ...] = ()
-    expectations: Expectations = Expectations()
-    labels: LabelRules = LabelRules()
-    split: Split = Split()
-
-    @property
-    def made_columns(self) -> tuple[str, ...]:
-        """The columns that cleaning adds, which the source need not have."""
-        return tuple(name for rule in self.clean for name in rule.made_columns)
-
-    @property
-    def read_columns(self) -> dict[str, ColumnType]:
-        """The types of columns that are not read as feature, label or split would be: what is parsed is text."""
-        parsed = {rule.column for rule in self.clean if isinstance(rule, PARSING)}
-        return {name: "text" if name in parsed else kind for name, kind in self.columns.items()} | {
-            name: "text" for name in self.feature.columns if name in parsed
-        }
-
-    @model_validator(mode="after")
-    def _label_is_no_feature(self) -> Data:
-        if self.label.column in self.feature.columns:
-            raise ValueError(f"label.column = {self.label.column!r}, is a feature column too")
-        return self
-
-    @model_validator(mode="after")
-    def _columns_are_named_once(self) -> Data:
-        for name in self.columns:
-            if name in (*self.feature.columns, self.label.column, self.split.column):
-                raise ValueError(f"columns.{name}: is feature, label or split column already; remove it here")
-        for name in self.made_columns:
-            if name in (*self.columns, self.label.column, self.split.column):
-                raise ValueError(f"clean: column {name!r} is made by a rule and read from the source; name another")
-        return self
-
-    @model_validator(mode="after")
-    def _rules_name_known_columns(self) -> Data:
-        known = {*self.feature.columns, self.label.column, *self.columns}
-        known |= {self.split.column} if self.split.column else set()
-        for index, rule in enumerate(self.clean):
-            known |= set(rule.made_columns)
-            for column in rule.named_columns:
-                if column not in known:
-                    raise ValueError(f"clean.{index}.column = {column!r}, must be one of {sorted(known)}")
-        return self
 
 
 class PredictionLog(Value):

@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tasks.spec.data import Label
 from tasks.spec.errors import BadRequest
 from tasks.spec.feature import Feature, TextFeature, columns_to_rows, encode
-from tasks.spec.workload import Label
 from tasks.store.files import write_json, write_whole
 
 SPLITS = ("train", "validation", "holdout")

@@ -18,12 +18,12 @@ from tasks.data.corrections import correct, merge, read
 from tasks.data.ingest import ingest, resolve
 from tasks.data.labels import validate_labels
 from tasks.spec.clean import DropDuplicates
+from tasks.spec.data import Label, Split
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
 from tasks.spec.requests import CleanRequest, IngestRequest, ValidateLabelsRequest
 from tasks.spec.source import BundledSource, FilesSource
 from tasks.spec.validation import LabelRules
 from tasks.spec.value import RoomRef
-from tasks.spec.workload import Label, Split
 from tasks.store.manifest import write_manifest
 
 pytestmark = pytest.mark.timeout(120)

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.data.ingest import ingest, resolve
+from tasks.spec.data import Label
 from tasks.spec.errors import BadRequest, IntegrityLost, TryAgain
 from tasks.spec.feature import TableFeature, TextFeature
 from tasks.spec.requests import IngestRequest
 from tasks.spec.source import S3Source, SqlSource
-from tasks.spec.workload import Label
 
 pytestmark = pytest.mark.timeout(120)
 LABEL = Label(classes=("x", "y"))

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.data.ingest import ingest, resolve
+from tasks.spec.data import Label
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
 from tasks.spec.requests import IngestRequest
 from tasks.spec.source import BundledSource, FilesSource
-from tasks.spec.workload import Label
 
 pytestmark = pytest.mark.timeout(30)
 TABLE = TableFeature(kind="table", columns=("a", "b"))

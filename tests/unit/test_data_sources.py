@@ -23,6 +23,7 @@ from PIL import Image
 from tasks.data.encoding import as_utf8, detect
 from tasks.data.ingest import ingest, resolve
 from tasks.data.rejects import Rejects
+from tasks.spec.data import Label
 from tasks.spec.errors import BadRequest, IntegrityLost, TryAgain
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
 from tasks.spec.requests import IngestRequest
@@ -35,7 +36,6 @@ from tasks.spec.source import (
     SqlSource,
     secrets_of,
 )
-from tasks.spec.workload import Label
 
 pytestmark = pytest.mark.timeout(120)
 TABLE = TableFeature(kind="table", columns=("a", "b"))
