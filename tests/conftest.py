@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import settings
+
+# How long one example takes says nothing on a machine that others use too; each test has its own limit.
+settings.register_profile("drydock", deadline=None)
+settings.load_profile("drydock")
 
 # --- serve: tiny signed model packages ---------------------------------------------------------------------
 
