@@ -13,6 +13,7 @@ from tasks.serve.package import open_package
 from tasks.site import Site
 from tasks.spec import requests as r
 from tasks.spec.errors import BadRequest
+from tasks.spec.privacy import Receipt
 from tasks.spec.value import RoomRef, Value
 from tasks.spec.workload import Workload
 from tasks.steps import code_sha256
@@ -36,6 +37,7 @@ Done = dict[str, Any]
 
 def ingest(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
     from tasks.data.ingest import resolve
+    from tasks.data.privacy import key_id
 
     data = workload.data
     folder = site.workload_folder(workload.name)
@@ -49,6 +51,8 @@ def ingest(workload: Workload, done: Done, site: Site, item: Any = None) -> Valu
         columns=data.read_columns,
         made_columns=data.made_columns,
         bad_rows=data.bad_rows,
+        privacy=data.privacy,
+        privacy_key_id=key_id(site.privacy_key) if data.privacy.hashes else None,
     )
 
 
@@ -86,6 +90,7 @@ def validate_data(workload: Workload, done: Done, site: Site, item: Any = None) 
         suites_sha256=suites_sha256(site.suites, workload.name),
         sources=tuple(done["ingest"]["sources"]),
         previous=last_accepted(site.datasets, workload.name, apart),
+        anonymity=data.privacy.anonymity,
     )
 
 
@@ -110,6 +115,7 @@ def version(workload: Workload, done: Done, site: Site, item: Any = None) -> Val
         validate_labels=_room(done["validate_labels"]),
         corrections=_corrections(workload, site),
         sources=tuple(done["ingest"]["sources"]),
+        privacy=Receipt.parse(done["ingest"]["privacy"], "the receipt"),
     )
 
 

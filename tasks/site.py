@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.spec.settings import Settings, resolve
-from tasks.store.files import exclusive
+from tasks.store.files import exclusive, write_whole
 from tasks.store.sign import make_key
 
 if TYPE_CHECKING:
@@ -38,6 +39,16 @@ class Site:
         with exclusive(self.home / "locks" / "keys.lock"):
             make_key(folder)
         return folder
+
+    @cached_property
+    def privacy_key(self) -> bytes:
+        """The key that hashes personal data, made on first use; whoever has it can test guesses against a hash."""
+        path = self.home / "private" / "privacy.key"
+        with exclusive(self.home / "locks" / "privacy-key.lock"):
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                write_whole(path, secrets.token_bytes(32), mode=0o600)
+        return path.read_bytes()
 
     @property
     def dataset_remote(self) -> Remote | None:

@@ -32,7 +32,8 @@ KEY_DIGITS = 32
 def ingest(request: r.IngestRequest, room: Path, site: Site) -> r.IngestResult:
     from tasks.data.ingest import ingest
 
-    return ingest(request, room, lambda text: resolve_secrets(text, site))
+    key = site.privacy_key if request.privacy.hashes else b""
+    return ingest(request, room, lambda text: resolve_secrets(text, site), key)
 
 
 def clean(request: r.CleanRequest, room: Path, site: Site) -> r.CleanResult:

@@ -17,14 +17,17 @@ MISSING = ("nan", "null", "na", "n/a", "none")
 
 
 class Place(NamedTuple):
-    """Where a batch comes from: its file, and how many of the file's rows were before it."""
+    """Where a batch comes from: its file, and how many of the file's rows were before it. ``is_private``: a message
+    must not show what stands there."""
 
     file: str
     offset: int
+    is_private: bool = False
 
     def error(self, column: str, row: int, found: object, allowed: str) -> BadRequest:
         """The error on one value; ``row`` counts from 0 in the batch, the message's from 1 in the file."""
         shown = repr(found) if len(repr(found)) <= 60 else repr(found)[:57] + "..."
+        shown = "a value that data.privacy withholds" if self.is_private else shown
         number = self.offset + row + 1
         return BadRequest(f"{self.file}: column {column!r}, row {number}: found {shown}, {allowed}")
 

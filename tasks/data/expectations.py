@@ -61,7 +61,8 @@ def validate_data(
     users = _user_suites(request, suites)
     facts = facts_of(repository, request.previous) if repository and request.previous else None
     empty_room(room)
-    with opened(raw, request.feature) as before, opened(clean, request.feature) as after:
+    alike = request.anonymity.columns if request.anonymity else ()
+    with opened(raw, request.feature) as before, opened(clean, request.feature, alike) as after:
         frames, history = _frames(request, before, after, facts)
         demands = [Suite(f"{GENERATED}.{stage}", stage, items) for stage, items in generated(request, history).items()]
         demands = [_numbered(suite) for suite in demands + users]

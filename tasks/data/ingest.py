@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.data.columns import needed, schema_of, typed
 from tasks.data.convert import Place
+from tasks.data.privacy import Protection
 from tasks.data.reader import Opening, Reader, readers
 from tasks.data.rejects import Rejects
 from tasks.data.source import Secrets, resolve
@@ -31,10 +32,11 @@ __all__ = ["ingest", "resolve"]
 ROW_GROUP_BYTES = 32 << 20
 
 
-def ingest(request: IngestRequest, room: Path, secrets: Secrets = str) -> IngestResult:
+def ingest(request: IngestRequest, room: Path, secrets: Secrets = str, key: bytes = b"") -> IngestResult:
     """Write ``raw.parquet`` into ``room``, batch by batch, so that memory stays bounded.
 
     Where the workload says so, rows that can't be read go to ``quarantine.parquet``; else the first is an error.
+    ``key`` is what hashes personal data, where ``data.privacy`` asks for that.
 
     Raises:
         BadRequest: a column that is not there, a value of the wrong type (file, column and row are named),
@@ -46,9 +48,10 @@ def ingest(request: IngestRequest, room: Path, secrets: Secrets = str) -> Ingest
 
     empty_room(room)
     schema = schema_of(request)
-    rejects, encodings = Rejects(request.bad_rows), dict[str, str]()
+    rejects, encodings = Rejects(request.bad_rows, request.privacy.is_active), dict[str, str]()
+    protection = Protection(request, key)
     with pq.ParquetWriter(room / "raw.parquet", schema, compression="zstd") as writer:
-        sink = _Sink(request, schema, rejects, _Groups(writer))
+        sink = _Sink(request, schema, rejects, protection, _Groups(writer))
         for file, opened in readers(Opening(request, secrets, room, rejects, encodings)):
             with opened as reader:
                 sink.take(file, reader)
@@ -56,7 +59,7 @@ def ingest(request: IngestRequest, room: Path, secrets: Secrets = str) -> Ingest
     rejects.write(room / "quarantine.parquet")
     sources = tuple(file.sha256 for file in request.files)
     facts = {"rows": sink.groups.rows, "columns": tuple(schema.names), "sources": sources, "encodings": encodings}
-    return IngestResult(quarantined_rows=len(rejects), **facts)
+    return IngestResult(quarantined_rows=len(rejects), privacy=protection.receipt(), **facts)
 
 
 class _Groups:
@@ -86,6 +89,7 @@ class _Sink(NamedTuple):
     request: IngestRequest
     schema: pa.Schema
     rejects: Rejects
+    protection: Protection
     groups: _Groups
 
     def take(self, file: str, reader: Reader) -> None:
@@ -93,8 +97,8 @@ class _Sink(NamedTuple):
         seen = 0
         before = len(self.rejects)
         for batch in reader.batches(needed(self.request, file, reader.header())):
-            for table in self._tables(batch, Place(file, seen)):
-                self.groups.add(table)
+            for table in self._tables(batch, Place(file, seen, self.request.privacy.is_active)):
+                self.groups.add(self.protection.applied(table, file))
             seen += batch.num_rows
         if not seen and len(self.rejects) == before:
             raise BadRequest(f"{file}: has a header and no rows; bring a file with rows")
@@ -111,4 +115,4 @@ class _Sink(NamedTuple):
                 return
             half = batch.num_rows // 2
             yield from self._tables(batch.slice(0, half), place)
-            yield from self._tables(batch.slice(half), Place(place.file, place.offset + half))
+            yield from self._tables(batch.slice(half), place._replace(offset=place.offset + half))

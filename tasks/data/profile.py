@@ -19,7 +19,7 @@ BINS = 20
 MAX_CATEGORIES = 100
 OTHER = "\x00other"
 Column = dict[str, Any]
-LEFT_OUT = ("row_id", "rejected_ratio")
+LEFT_OUT = ("row_id", "rejected_ratio", "group_rows")
 
 
 def profile_of(frame: pd.DataFrame) -> dict[str, Column]:

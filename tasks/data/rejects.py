@@ -21,8 +21,8 @@ MAX_CONTENT = 10_000
 class Rejects:
     """The quarantine of an ingest. Rows are numbered from 1 within their file, the header left out."""
 
-    def __init__(self, policy: str) -> None:
-        self.policy = policy
+    def __init__(self, policy: str, is_private: bool = False) -> None:
+        self.policy, self._is_private = policy, is_private
         self._rows: list[dict[str, Any]] = []
         self._skipped: list[int] = []
         self._file = ""
@@ -66,6 +66,8 @@ class Rejects:
             raise BadRequest(reason)
         if len(self._rows) >= MAX_ROWS:
             raise BadRequest(f"{reason}; and {MAX_ROWS} rows before it can't be read; correct the source")
+        # Nobody can say where in a broken row the personal data stand.
+        content = "withheld by data.privacy" if self._is_private else content
         shown = content.encode("utf-8", "backslashreplace").decode()[:MAX_CONTENT]
         self._rows.append({"file": self._file, "row": row, "reason": reason, "content": shown})
 

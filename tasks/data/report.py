@@ -14,6 +14,7 @@ from tasks.data.picture import data_uri
 from tasks.data.profile import BINS, counted
 from tasks.data.scalars import ROW, VIEW, Scalars, named, opened
 from tasks.data.table import SPLITS, images, read_table
+from tasks.spec.privacy import TOLD
 from tasks.store.room import open_room
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def report(facts: dict[str, Any], request: VersionRequest, data: Path, before: d
         lacking={name: sum(ratios) / len(ratios) for name, ratios in missing.items() if any(ratios)},
         drift=_drift(facts, before),
         worst=_worst(request, data),
+        told=TOLD,
         percent=_percent,
         number=drawing.number,
     )

@@ -17,6 +17,7 @@ from tasks.data.version import FACTS, REPORT, check_out, file_of
 from tasks.data.version_store import DATA, Remote
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.feature import Feature
+from tasks.spec.privacy import TOLD
 from tasks.spec.requests import Previous
 from tasks.spec.value import Value
 from tasks.store.files import write_whole
@@ -76,9 +77,18 @@ def show(repository: Path, revision: str) -> dict[str, Any]:
         "validation": {name: value for name, value in validation.items() if value not in (None, [])},
         "label_noise": {"ratio": labels.get("noise_ratio"), "suspects": labels.get("suspects"), "by_class": noise},
         "shift_against": {validation["compared_with"]: _shifts(facts)} if validation.get("compared_with") else None,
+        "privacy": _receipt(facts.get("privacy") or {}),
         "sources": facts.get("sources", []),
         "lineage": facts.get("lineage", facts.get("rooms")),
     }
+
+
+def _receipt(privacy: dict[str, Any]) -> dict[str, Any]:
+    """The receipt as one reads it: what was found where, and what was done; never a value."""
+    lines = [f"{f['column']}: {f['found']} {f['kind']} in {f['cells']} cells, {TOLD[f['action']]}"
+             for f in privacy.get("findings", ())]  # fmt: skip
+    kept = ("scanned_rows", "scanned_columns", "suspected", "key_id")
+    return {"findings": lines, **{name: privacy[name] for name in kept if privacy.get(name)}}
 
 
 def get(repository: Path, revision: str, out: Path, remote: Remote | None = None) -> Path:

@@ -26,16 +26,18 @@ WHOLE_BYTES = 64 << 20
 SAMPLE_ROWS = 20_000
 MEMORY = "512MB"
 VIEW, ROW = "scalars", "file_row_number"
+GROUP_ROWS = "group_rows"
 IMAGE_PARTS = ("size", "min", "max", "mean")
 
 
 class Scalars:
     """The scalar columns of one Parquet file. Use ``opened``."""
 
-    def __init__(self, connection: Any, path: Path, feature: Feature) -> None:
+    def __init__(self, connection: Any, path: Path, feature: Feature, alike: tuple[str, ...]) -> None:
         self.connection, self.path = connection, path
         source = f"read_parquet({quoted(str(path))}, file_row_number = true)"
-        self.table_of(f"CREATE VIEW {VIEW} AS SELECT {_columns(path, feature)} FROM {source}")
+        more = f", {_group_rows(alike)}" if alike else ""
+        self.table_of(f"CREATE VIEW {VIEW} AS SELECT {_columns(path, feature)}{more} FROM {source}")
         self.rows = int(self.table_of(f"SELECT count(*) FROM {VIEW}")[0][0])
         self.sampled = _uncompressed_bytes(path) > WHOLE_BYTES and self.rows > SAMPLE_ROWS
 
@@ -62,14 +64,17 @@ class Scalars:
 
 
 @contextmanager
-def opened(path: Path, feature: Feature) -> Iterator[Scalars]:
-    """Open a table's scalar columns; what doesn't fit the memory limit goes to a temporary folder."""
+def opened(path: Path, feature: Feature, alike: tuple[str, ...] = ()) -> Iterator[Scalars]:
+    """Open a table's scalar columns; what doesn't fit the memory limit goes to a temporary folder.
+
+    With ``alike`` there is one column more, ``group_rows``: how many rows are equal in these columns.
+    """
     import duckdb
 
     with tempfile.TemporaryDirectory(prefix="drydock-duckdb-") as scratch:
         config = {"memory_limit": MEMORY, "temp_directory": scratch, "autoinstall_known_extensions": "false"}
         with duckdb.connect(":memory:", config=config) as connection:
-            yield Scalars(connection, path, feature)
+            yield Scalars(connection, path, feature, alike)
 
 
 def named(column: str) -> str:
@@ -96,6 +101,10 @@ def _columns(path: Path, feature: Feature) -> str:
         if feature.kind == "text" and name == feature.column:
             parts.append(f"length({named(name)})::DOUBLE AS {named(f'{name}_chars')}")
     return ", ".join([*parts, ROW])
+
+
+def _group_rows(alike: tuple[str, ...]) -> str:
+    return f"count(*) OVER (PARTITION BY {', '.join(map(named, alike))})::DOUBLE AS {named(GROUP_ROWS)}"
 
 
 def _image(name: str) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from tasks.data.scalars import IMAGE_PARTS
+from tasks.data.scalars import GROUP_ROWS, IMAGE_PARTS
 from tasks.data.table import SPLITS
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def _raw(request: ValidateDataRequest) -> list[Expectation]:
 def _clean(request: ValidateDataRequest) -> list[Expectation]:
     rules, feature = request.expectations, request.feature
     rows = {"min_value": rules.min_rows, **({"max_value": rules.max_rows} if rules.max_rows else {})}
-    columns = {"column_set": sorted({"row_id", "label", "split", REJECTED, *_scalars(request)})}
+    alike = [GROUP_ROWS] if request.anonymity else []
+    columns = {"column_set": sorted({"row_id", "label", "split", REJECTED, *alike, *_scalars(request)})}
     classes = {"column": "label", "value_set": list(request.label.names)}
     kind = {"image": _image, "text": _text, "table": _table}[feature.kind]
     return [
@@ -69,7 +70,17 @@ def _clean(request: ValidateDataRequest) -> list[Expectation]:
         _expect("column_values_to_be_in_set", "split", "no other split", column="split", value_set=list(SPLITS)),
         _at_most("rejected", REJECTED, rules.max_rejected_ratio, "data.expectations.max_rejected_ratio"),
         *kind(feature),
+        *_anonymity(request),
     ]
+
+
+def _anonymity(request: ValidateDataRequest) -> list[Expectation]:
+    """Each row shares its values of these columns with enough others."""
+    if request.anonymity is None:
+        return []
+    why = f"data.privacy.anonymity of {', '.join(request.anonymity.columns)}"
+    least = {"column": GROUP_ROWS, "min_value": request.anonymity.k}
+    return [_expect("column_values_to_be_between", "anonymity", why, **least)]
 
 
 def _splits(request: ValidateDataRequest) -> list[Expectation]:

@@ -22,13 +22,13 @@ from tasks.data.version_store import DATA, POINTER, Remote, fetch, keep, object_
 from tasks.spec.errors import IntegrityLost
 from tasks.spec.requests import VersionRequest, VersionResult
 from tasks.spec.value import RoomRef
-from tasks.store.files import sha256_file
+from tasks.store.files import sha256_file, write_json
 from tasks.store.room import open_room
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FACTS, REPORT = "dataset.json", "report.html"
+FACTS, REPORT, PRIVACY = "dataset.json", "report.html", "privacy.json"
 TAG_DIGITS = 12
 WORK, ACCEPTED = ".work", ".accepted.parquet"
 
@@ -59,6 +59,7 @@ def version(request: VersionRequest, room: Path, repository: Path, remote: Remot
             tags.write_tag(repository, name, paths, f"{DATA} sha256 {digest}")
     check_out(repository, name, room / DATA, remote)
     (room / ACCEPTED).unlink(missing_ok=True)
+    write_json(room / PRIVACY, request.privacy.model_dump(mode="json"))
     facts = json.loads(file_of(repository, name, FACTS))
     counts = {kind: facts[kind] for kind in ("rows_by_split", "class_counts")}
     return VersionResult(revision=name, data_sha256=digest, **counts)
@@ -141,6 +142,7 @@ def _facts(request: VersionRequest, data: Path, digest: str, name: str) -> dict[
         "profile": profile["columns"],
         "feature": request.feature.model_dump(mode="json"),
         "sources": list(request.sources),
+        "privacy": request.privacy.model_dump(mode="json") | {"summary": request.privacy.summary},
         "lineage": _lineage(request),
     }
 

@@ -13,6 +13,7 @@ from tasks.registry import runs, versions
 from tasks.registry.card import render_card
 from tasks.registry.holdout import keep_holdout, request_of
 from tasks.serve.package import Package, open_package
+from tasks.spec.privacy import Receipt
 from tasks.spec.requests import RegisterRequest, RegisterResult, ValidateDataResult
 from tasks.spec.rules import Verdict
 from tasks.spec.value import sha256_of
@@ -80,6 +81,7 @@ def _facts(
     labels = json.loads((open_room(request.validate_labels) / "result.json").read_text())
     data = json.loads((open_room(request.validate_data) / "result.json").read_text())
     dataset = json.loads((open_room(request.dataset) / "result.json").read_text())
+    receipt = json.loads((open_room(request.dataset) / "privacy.json").read_text())
     return {
         "workload": request.workload,
         "description": request.description,
@@ -98,6 +100,7 @@ def _facts(
         "rows_by_split": dataset["rows_by_split"],
         "expectations": ValidateDataResult.parse(data, "the validation").summary,
         "warnings": data["warned"],
+        "privacy": Receipt.parse(receipt, "the receipt").summary,
         "run": f"#/runs/{request.run_id}/artifacts",
         "labels": f"{labels['suspects']} suspects, estimated noise {labels['noise_ratio']:.2%}",
         "inputs": _inputs(opened),

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from tasks.spec.clean import PARSING, CleanRule
 from tasks.spec.feature import Feature
+from tasks.spec.privacy import WATCH, Privacy
 from tasks.spec.source import ColumnType, Source
 from tasks.spec.validation import Expectations, LabelRules
 from tasks.spec.value import Value
@@ -58,6 +59,7 @@ class Data(Value):
     bad_rows: Literal["refuse", "quarantine"] = Field(
         default="refuse", description="rows that can't be read as their columns' types"
     )
+    privacy: Privacy = WATCH
     clean: tuple[CleanRule, ...] = ()
     expectations: Expectations = Expectations()
     labels: LabelRules = LabelRules()
@@ -90,6 +92,34 @@ class Data(Value):
         for name in self.made_columns:
             if name in (*self.columns, self.label.column, self.split.column):
                 raise ValueError(f"clean: column {name!r} is made by a rule and read from the source; name another")
+        return self
+
+    @model_validator(mode="after")
+    def _private_columns_can_be_treated(self) -> Data:
+        texts = {name for name, kind in self.columns.items() if kind == "text"}
+        texts |= set(self.feature.columns) if self.feature.kind == "text" else set()
+        texts |= {name for name, kind in self.read_columns.items() if kind == "text"}
+        numbers = {*self.columns, *(self.feature.columns if self.feature.kind == "table" else ())} - texts
+        for name, column in self.privacy.columns.items():
+            where, action = f"privacy.columns.{name}", column.action
+            if name not in texts | numbers or name in self.made_columns:
+                allowed = sorted({*texts, *numbers} - set(self.made_columns))
+                raise ValueError(f"{where}: is no column of texts or numbers that is read; must be one of {allowed}")
+            if name in self.feature.columns and action == "drop":
+                raise ValueError(f"{where}.action = 'drop': the model reads it; take it out of data.feature instead")
+            if name in numbers and not (action == "drop" or column.width):
+                raise ValueError(f"{where}: holds numbers; action must be drop, or generalise with width")
+            if name in texts and column.width:
+                raise ValueError(f"{where}.width: the column holds texts; generalise it by first")
+        return self
+
+    @model_validator(mode="after")
+    def _anonymity_is_of_what_is_kept(self) -> Data:
+        kept = self.feature.columns if self.feature.kind == "table" else ()
+        for name in self.privacy.anonymity.columns if self.privacy.anonymity else ():
+            if name not in kept:
+                known = f"must be feature columns of a table ({', '.join(kept) or 'there are none'})"
+                raise ValueError(f"privacy.anonymity.columns: {name!r} is not in the data set; {known}")
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from tasks.spec.clean import CleanRule
 from tasks.spec.compress import Variant
 from tasks.spec.data import Label, Split
 from tasks.spec.feature import Feature
+from tasks.spec.privacy import WATCH, Anonymity, Privacy, Receipt
 from tasks.spec.rules import Rule, Verdict
 from tasks.spec.source import ColumnType, Source
 from tasks.spec.train import Train
@@ -43,6 +44,8 @@ class IngestRequest(Value):
     columns: dict[str, ColumnType] = Field(default={}, description="further columns, or other types than usual")
     made_columns: tuple[str, ...] = Field(default=(), description="features that cleaning makes")
     bad_rows: Literal["refuse", "quarantine"] = "refuse"
+    privacy: Privacy = WATCH
+    privacy_key_id: str | None = Field(default=None, description="which key hashes; never the key")
 
 
 class IngestResult(Value):
@@ -55,6 +58,7 @@ class IngestResult(Value):
     quarantined_rows: int = 0
     encodings: dict[str, str] = Field(default={}, description="of each text file, as it was declared or detected")
     sources: tuple[str, ...] = Field(default=(), description="SHA-256 of each file that was read")
+    privacy: Receipt = Receipt()
 
 
 class CleanRequest(Value):
@@ -100,6 +104,7 @@ class ValidateDataRequest(Value):
     suites_sha256: str = Field(description="digest of the suites that users edit in great_expectations/")
     sources: tuple[str, ...] = Field(default=(), description="SHA-256 of each source file")
     previous: Previous | None = None
+    anonymity: Anonymity | None = None
 
 
 class ValidateDataResult(Value):
@@ -155,11 +160,12 @@ class VersionRequest(Value):
     validate_labels: RoomRef
     corrections: RoomRef | None = None
     sources: tuple[str, ...] = ()
+    privacy: Receipt = Receipt()
 
 
 class VersionResult(Value):
     """``data.parquet``: the cleaned rows without those in quarantine, as the store gave them back, held against
-    their digest."""
+    their digest; ``privacy.json``: the receipt of what became of personal data."""
 
     room: RoomRef | None = None
     revision: str = Field(description="the Git tag in the dataset repository: <workload>-<first 12 of the digest>")

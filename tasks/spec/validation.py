@@ -14,7 +14,7 @@ Severity = Literal["stop", "quarantine", "warn"]
 Check = Literal[
     "raw_columns", "raw_labels", "rows", "columns", "row_id", "label", "classes", "split", "rejected", "missing",
     "pixels", "chars", "numbers", "split_rows", "split_classes", "split_ratio", "schema", "volume", "shift", "repeated",
-    "fresh",
+    "fresh", "anonymity",
 ]  # fmt: skip
 WARNINGS: tuple[Check, ...] = ("raw_labels", "split_classes", "split_ratio", "repeated")
 
@@ -42,7 +42,7 @@ class Expectations(Value):
 
     @model_validator(mode="after")
     def _quarantine_needs_rows(self) -> Expectations:
-        by_row = ("row_id", "label", "classes", "split", "missing", "pixels", "chars")
+        by_row = ("row_id", "label", "classes", "split", "missing", "pixels", "chars", "anonymity")
         for check, severity in self.severity.items():
             if severity == "quarantine" and check not in by_row:
                 raise ValueError(f"severity.{check} = 'quarantine', must be stop or warn: it concerns no single row")

@@ -20,6 +20,7 @@ from tasks.data.version import version
 from tasks.spec.data import Label, Split
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
+from tasks.spec.privacy import Anonymity
 from tasks.spec.requests import ValidateDataRequest, VersionRequest
 from tasks.spec.validation import Expectations
 from tasks.spec.value import RoomRef
@@ -337,3 +338,18 @@ def test_what_changed_upstream_is_named_with_its_limit(tmp_path):
     fresh = Expectations(fresh=True)
     stale = accepted(tmp_path, numbers(seed=7), NUMBERS, "stale", **facts, sources=("f2",), expectations=fresh)
     assert any("new_files" in line for line in stale.failed) or previous().revision != facts["previous"].revision
+
+
+def test_rows_of_small_groups_stop_the_run_or_go_to_quarantine(tmp_path):
+    ages, numbers = [float(row // 50 * 10) for row in range(ROWS)], [1.0 + row % 7 for row in range(ROWS)]
+    columns = {"age": ages, "n": numbers}
+    feature = TableFeature(kind="table", columns=("age", "n"))
+    anonymity = Anonymity(columns=("age",), k=30)
+    refused = run(tmp_path, columns, feature, anonymity=anonymity)
+    assert not refused.success
+    assert "group_rows" in refused.failed[0]
+    assert "20 of 120" in refused.failed[0]
+    rules = Expectations(severity={"anonymity": "quarantine"})
+    aside = run(tmp_path, columns, feature, anonymity=anonymity, expectations=rules)
+    assert (aside.success, aside.quarantined) == (True, 20)
+    assert run(tmp_path, columns, feature, anonymity=Anonymity(columns=("age",), k=20)).success
