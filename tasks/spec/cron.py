@@ -33,7 +33,7 @@ def _is_field(text: str, field: tuple[int, int, dict[str, int]]) -> bool:
 
 def _is_item(text: str, lowest: int, highest: int, names: dict[str, int]) -> bool:
     match = ITEM.fullmatch(text)
-    if match is None or match.group(3) == "0":
+    if match is None or (match.group(3) and not int(match.group(3))):
         return False
     ends = [names.get(end, int(end) if end.isdigit() else -1) for end in match.groups()[:2] if end is not None]
     return ends == sorted(ends) and all(lowest <= end <= highest for end in ends)

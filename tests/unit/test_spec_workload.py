@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tasks.spec.cron import is_cron
@@ -159,6 +159,7 @@ def test_schedules_that_cron_knows_are_taken(schedule):
     assert Workload.parse(data, "x").schedule == schedule
 
 
+@example("0 0 1 1 0/00")
 @given(st.lists(st.text("0123456789*-/,amonjule@", max_size=5), min_size=5, max_size=5).map(" ".join))
 @settings(max_examples=300)
 def test_every_schedule_that_is_taken_is_one_for_airflow_too(line):
