@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tasks import UNTOLD
 from tasks.engines.supervisor import Program, Supervisor
 from tasks.orchestrate.api import AirflowApi
 from tasks.orchestrate.environment import airflow_environment
@@ -28,6 +29,12 @@ HEALTH_SECONDS = 120
 LOCAL_SETTINGS = "import tasks.notify\nimport tasks.plan  # noqa: F401\n"
 # A file rather than an entry point of the package: it holds without a new installation.
 PLUGIN = "from tasks.orchestrate.plugin import DrydockPlugin  # noqa: F401\n"
+# What steps import, most of it for seconds; a step is forked from a process that has.
+PRELOADED = (
+    *("tasks.cli", "tasks.command.step", "pyarrow.parquet", "ibis", "duckdb", "pandas", "great_expectations"),
+    *("sklearn.linear_model", "sklearn.neighbors", "cleanlab.filter", "mlflow.tracking", "torch", "safetensors.torch"),
+    *("onnx", "onnxruntime.quantization", "matplotlib.figure", "matplotlib.backends.backend_agg", "dvc.repo", "jinja2"),
+)
 Say = Callable[[str], None]
 
 
@@ -49,6 +56,7 @@ def programs(site: Site) -> list[Program]:
     return [
         _program(site, "gateway", command(site.settings), {}, priority=100),
         _program(site, "mlflow", _mlflow_command(site), _mlflow_environment(), priority=100),
+        _program(site, "fork-server", _fork_server_command(site), own | MLFLOW_ENVIRONMENT, priority=400),
         _program(site, "reconciler", (sys.executable, "-m", "tasks.reconciler"), own),
         *found,
     ]
@@ -207,9 +215,17 @@ def _mlflow_command(site: Site) -> tuple[str, ...]:
     )
 
 
+def _fork_server_command(site: Site) -> tuple[str, ...]:
+    folder = Supervisor(site.home).folder
+    return (
+        *(sys.executable, "-m", "tasks.engines.forkserver", str(folder)),
+        *("--watch", str(Path(__file__).parent), *PRELOADED),
+    )
+
+
 def _mlflow_environment() -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
-    return MLFLOW_ENVIRONMENT | {
+    return UNTOLD | MLFLOW_ENVIRONMENT | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "PYTHONSAFEPATH": "1",
         "PATH": path,

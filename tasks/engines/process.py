@@ -13,8 +13,10 @@ import contextlib
 import itertools
 import json
 import re
+import sys
 from pathlib import Path
 
+from tasks.engines import forked as forked_script
 from tasks.engines.log_file import lead_to, read_on
 from tasks.engines.ports import HOST, choose_port, is_free
 from tasks.engines.protocol import Job, JobState, JobStatus, Replica, Service
@@ -46,7 +48,7 @@ class ProcessEngine:
         """
         program = {
             "name": f"job-{job.key}",
-            "command": job.command,
+            "command": forked(job.command, self.supervisor.folder),
             "environment": job.environment | {"DRYDOCK_LABELS": _labels_text(job.labels)},
             "folder": job.folder,
             "log": f"{job.folder}/job.log",
@@ -185,6 +187,13 @@ class ProcessEngine:
             number = self.supervisor.killed_by(info.name)
             return 1 if number is None else 128 + number
         raise DrydockError(f"{info.name}: exit status {info.exit_status} in state {info.state} is not known")
+
+
+def forked(command: tuple[str, ...], folder: Path) -> tuple[str, ...]:
+    """Return the command that has the fork server in ``folder`` run a Python module; any other stays. Pure."""
+    if command[:2] != (sys.executable, "-m") or len(command) < 3:
+        return command
+    return (sys.executable, "-I", "-S", forked_script.__file__, str(folder), *command)
 
 
 def _replica_name(service: str, index: int) -> str:

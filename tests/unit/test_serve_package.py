@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from tasks.store.manifest import write_manifest
 from tasks.store.sign import make_key, sign_folder
 
 pytestmark = pytest.mark.timeout(60)
+ROOT = Path(__file__).parents[2]
 
 
 def opened(made) -> Package:
@@ -246,3 +249,15 @@ def test_a_signed_package_stays_openable_after_it_is_signed_again(digits_package
     assert write_manifest(made.folder) == made.digest_sha256
     sign_folder(made.folder, made.keys)
     opened(made).check_golden()
+
+
+def test_no_library_tells_its_maker(tmp_path):
+    """ONNX Runtime would open a database under the user's cache at its import, and send from it."""
+    code = (
+        "import tasks.serve.package, onnxruntime, os; print(*sorted(n for n in os.environ if n.endswith('TELEMETRY')))"
+    )
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["MLFLOW_DISABLE_TELEMETRY", "ORT_DISABLE_TELEMETRY"]
+    assert list(tmp_path.rglob("*")) == []
