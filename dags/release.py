@@ -37,6 +37,7 @@ for workload in declared():
         review = ReviewOperator(
             task_id="review",
             workload=name,
+            response_timeout=timedelta(days=workload.review.days),
             params={"reason": Param("reviewed", type="string", minLength=3, description="kept with your name")},
         )
         preflight, start, ready, promote, retire = (

@@ -46,7 +46,7 @@ for workload in declared():
             task_id="train", step="train", pool="training", pool_slots=workload.train.world_size, inlets=[dataset]
         )
         compress = StepOperator.partial(task_id="compress", step="compress").expand(
-            item=list(workload.compress.variants)
+            item=list(workload.compress.labels)
         )
         evaluate = StepOperator.partial(task_id="evaluate", step="evaluate").expand(item=compress.output)
         evaluate_champion = StepOperator(task_id="evaluate_champion", step="evaluate_champion")

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from tasks.command.data import data
+from tasks.command.keys import keys
 from tasks.command.terminal import give, json_option, user
 from tasks.site import Site
 from tasks.spec.errors import BadRequest, DrydockError, Refused, TryAgain, from_os
@@ -240,7 +241,24 @@ def history(workload: str, at: str | None, passport: str | None, as_json: bool) 
         give(rows, as_json, history_text(workload, rows))
 
 
+@cli.command()
+@click.argument("workload")
+@click.argument("version")
+@click.argument("folder", type=click.Path(path_type=Path))
+@json_option
+def edge(workload: str, version: str, folder: Path, as_json: bool) -> None:
+    """Write a version's edge bundle: its model with a one-file runner that needs onnxruntime and numpy alone."""
+    from tasks.compress.edge import write_bundle
+    from tasks.registry import versions
+
+    site = Site()
+    found = versions.get(site.mlflow, workload, version)
+    digest = write_bundle(versions.fetch(site.mlflow, found, site.packages, site.keys), folder)
+    give({"folder": str(folder), "sums_sha256": digest}, as_json, f"{folder}: SHA256SUMS has digest {digest}")
+
+
 cli.add_command(data)
+cli.add_command(keys)
 
 
 @cli.command()

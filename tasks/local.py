@@ -25,7 +25,7 @@ def run_local(workload: Workload, site: Site, say: Say) -> dict[str, Any]:
     done: dict[str, Any] = {}
     for step in RETRAIN:
         if step == "compress":
-            done[step] = [_timed(step, workload, done, site, say, item) for item in workload.compress.variants]
+            done[step] = [_timed(step, workload, done, site, say, item) for item in workload.compress.labels]
         elif step == "evaluate":
             done[step] = [_timed(step, workload, done, site, say, item) for item in done["compress"]]
             done["evaluate_champion"] = _timed("evaluate_champion", workload, done, site, say)

@@ -12,6 +12,7 @@ from tasks.notify import resolve_secrets
 from tasks.serve.package import open_package
 from tasks.site import Site
 from tasks.spec import requests as r
+from tasks.spec.compress import Variant
 from tasks.spec.errors import BadRequest
 from tasks.spec.privacy import Receipt
 from tasks.spec.value import RoomRef, Value
@@ -132,10 +133,10 @@ def train(workload: Workload, done: Done, site: Site, item: Any = None) -> Value
 
 
 def compress(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
-    """``item`` is the variant."""
+    """``item`` is the variant's name."""
     return r.CompressRequest(
         workload=workload.name,
-        variant=item,
+        variant=_variant(workload, item),
         trained=_room(done["train"]),
         dataset=_room(done["version"]),
         feature=workload.data.feature,
@@ -178,6 +179,7 @@ def _evaluation(workload: Workload, done: Done, uri: str, package_sha256: str) -
         package_sha256=package_sha256,
         dataset=_room(done["version"]),
         label=workload.data.label,
+        evaluate=workload.evaluate,
     )
 
 
@@ -188,6 +190,7 @@ def judge(workload: Workload, done: Done, site: Site, item: Any = None) -> Value
             package_sha256=compressed["package_sha256"],
             package_uri=_package_uri(compressed),
             evaluation=_room(evaluated),
+            note=compressed["note"],
         )
         for compressed, evaluated in zip(done["compress"], done["evaluate"], strict=True)
     )
@@ -241,6 +244,14 @@ def _corrections(workload: Workload, site: Site) -> RoomRef | None:
     from tasks.data.corrections import newest
 
     return newest(site.corrections, workload.name)
+
+
+def _variant(workload: Workload, name: str) -> Variant:
+    for variant in workload.compress.variants:
+        if variant.label == name:
+            return variant
+    known = ", ".join(workload.compress.labels)
+    raise BadRequest(f"{workload.name}: compress.variants has no {name!r}, must be one of {known}")
 
 
 def _package_uri(compressed: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from tasks.delivery import served_version
 from tasks.registry import versions
 from tasks.release.model import Version as Served
 from tasks.site import Site
-from tasks.spec.errors import BadRequest, Refused
+from tasks.spec.errors import BadRequest, IntegrityLost, Refused
 from tasks.spec.load import load_workload
 from tasks.spec.requests import RegisterResult
 from tasks.spec.review import Review
@@ -85,22 +85,49 @@ def _registrations(workload: str, site: Site) -> list[dict[str, Any]]:
 
 
 def decide(
-    asked: Question, approve: bool, who: str, reason: str, site: Site, trigger_of: str = "", rules: Review | None = None
+    asked: Question,
+    approve: bool,
+    who: str,
+    reason: str,
+    site: Site,
+    trigger_of: str = "",
+    rules: Review | None = None,
+    shown: str | None = None,
 ) -> None:
-    """Write the decision into the ledger, bound to the evidence that was shown.
+    """Write the decision into the ledger, bound to the evidence that was shown. One that is refused is in it too.
 
     Raises:
-        Refused: under the two-person rule, where the one who triggered the run answers; or one who is no approver.
+        Refused: under the two-person rule, where the one who triggered the run answers; one who is no approver; an
+            approval of evidence that is no longer the version's, or of a package that is not whole.
     """
-    if rules and rules.two_person and approve and who == trigger_of:
-        raise Refused(f"{asked.title} {who} triggered this run; the two-person rule wants another approver")
-    if rules and rules.approvers and who not in rules.approvers:
-        raise Refused(f"{asked.workload}: {who} may not decide, must be one of {', '.join(rules.approvers)}")
+    if why := _refusal(asked, approve, who, site, trigger_of, rules, shown):
+        detail = {"version": asked.version.version, "evidence_sha256": asked.version.evidence_sha256}
+        site.ledger.record_event(asked.workload, "decision refused", who, why, detail)
+        raise Refused(why)
     served = served_version(asked.version)
     record = site.ledger.record_approval if approve else site.ledger.record_rejection
     record(asked.workload, served, asked.version.evidence_sha256, who, reason)
     value = f"{'approved' if approve else 'rejected'} by {who}: {reason}"
     versions.set_version_tag(site.mlflow, asked.workload, asked.version.version, versions.DECISION_TAG, value)
+
+
+def _refusal(
+    asked: Question, approve: bool, who: str, site: Site, trigger_of: str, rules: Review | None, shown: str | None
+) -> str:
+    """Why a decision does not count, or empty. Only an approval needs its evidence: anyone may say no to a doubt."""
+    if rules and rules.two_person and approve and who == trigger_of:
+        return f"{asked.title} {who} triggered this run; the two-person rule wants another approver"
+    if rules and rules.approvers and who not in rules.approvers:
+        return f"{asked.workload}: {who} may not decide, must be one of {', '.join(rules.approvers)}"
+    if not approve:
+        return ""
+    if shown is not None and shown != asked.version.evidence_sha256:
+        return f"{asked.title} its evidence is {asked.version.evidence_sha256[:12]}, {who} was shown {shown[:12]}"
+    try:
+        versions.fetch(site.mlflow, asked.version, site.packages, site.keys)
+    except IntegrityLost as error:
+        return f"{error}; it can't be approved"
+    return versions.evidence_differs(site.mlflow, asked.version)
 
 
 def _body(found: versions.Version, champion: Any, site: Site) -> str:

@@ -117,8 +117,14 @@ def _run_papers(request: r.TrainRequest) -> tuple[dict[str, Any], dict[str, str]
 
 def compress(request: r.CompressRequest, room: Path, site: Site) -> r.CompressResult:
     from tasks.compress.compress import compress
+    from tasks.train.fit import fit
 
-    return compress(request, room)
+    def learn(asked: r.TrainRequest, folder: Path, amend: Callable[[Path], None]) -> None:
+        """Train a student where everything is trained; its model.py, where it has one, is its teacher's."""
+        model_py = open_room(request.trained) / "model.py" if asked.model_py_sha256 else None
+        fit(asked, folder, model_py, lambda line: None, _gang(asked, site), amend=amend)
+
+    return compress(request, room, learn)
 
 
 def evaluate(request: r.EvaluateRequest, room: Path, site: Site) -> r.EvaluateResult:
@@ -136,7 +142,8 @@ def judge(request: r.JudgeRequest, room: Path, site: Site) -> r.JudgeResult:
         folder = open_room(candidate.evaluation)
         for name in ("report.html", "confusion.png", "measurements.json"):
             runs.log_file(site.mlflow, request.run_id, folder / name, f"evaluation/{candidate.variant}")
-    runs.log_file(site.mlflow, request.run_id, room / "report.html", "evaluation")
+    for name in ("report.html", "pareto.png"):
+        runs.log_file(site.mlflow, request.run_id, room / name, "evaluation")
     data, labels = open_room(request.validate_data), open_room(request.validate_labels)
     runs.log_folder(site.mlflow, request.run_id, data / "docs", "validation/data_docs")
     runs.log_file(site.mlflow, request.run_id, data / "validation.json", "validation")

@@ -18,7 +18,7 @@ from tasks.spec.errors import DrydockError, TryAgain
 HERE = Path(__file__).parent
 PEERS = HERE.parent / "peers"
 # What the built packages depend on: a change of any makes them anew.
-BUILT_FROM = ("serve/package.py", "spec/feature.py", "compress/compress.py", "store/manifest.py", "store/sign.py")
+BUILT_FROM = ("serve/package.py", "spec/feature.py", "compress/store.py", "store/manifest.py", "store/sign.py")
 
 
 def build_models(site: Site) -> Path:

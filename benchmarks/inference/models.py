@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.compress.compress import quantise
+from tasks.compress.store import quantise
 from tasks.serve.package import Golden, Signature, open_package, write_package
 from tasks.spec.feature import ImageFeature, TextFeature
 from tasks.store.files import write_json

@@ -97,3 +97,21 @@ def data_relabel(workload: str, answers: Path, as_json: bool) -> None:
     text += f", {found.unanswered} not answered; kept for {user()}, ./drydock run {workload} applies them"
     facts = found._asdict() | {"room": found.room.model_dump() if found.room else None, "who": user(), "at": at}
     give(facts, as_json, text)
+
+
+@data.command("label")
+@click.argument("workload")
+@click.argument("labels", type=click.Path(path_type=Path))
+@json_option
+def data_label(workload: str, labels: Path, as_json: bool) -> None:
+    """Join later labels (CSV or Parquet: passport, label, row) to served predictions; measure what serves again."""
+    from tasks.truth import label_predictions
+
+    found = label_predictions(Site(), workload, labels, user())
+    lines = [f"{workload}: {found.joined} labels joined, {found.unmatched} of no logged prediction"]
+    for m in found.measured:
+        interval = "" if m.low is None else f" ({m.low:.4g} to {m.high:.4g})"
+        lines.append(f"  {m.metric:<10} {m.slice:<14} {m.value:.4g}{interval}, n = {m.samples}")
+    if found.verdict:
+        lines.append(f"version {found.version} by its gate: {found.verdict.verdict}: {found.verdict.summary}")
+    give(found.model_dump(mode="json"), as_json, "\n".join(lines))

@@ -50,6 +50,17 @@ def find_prediction(folder: Path, passport: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda line: line["row"])
 
 
+def all_predictions(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield every logged row that is still kept: passport, row, at, label, probability, replayed."""
+    import pyarrow.parquet as pq
+
+    for path in sorted(folder.glob("day=*/*.parquet")):
+        for batch in pq.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    for path in sorted([*folder.glob("*.jsonl"), *folder.glob("*.packing")]):
+        yield from ({"replayed": False} | line for line in _lines(path))
+
+
 def _pack(path: Path) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq

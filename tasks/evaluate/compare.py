@@ -6,38 +6,38 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from tasks.evaluate.paired import against, agreement
+from tasks.evaluate.report import number
 from tasks.gate.judge import SEVERITY, judge
 from tasks.spec.requests import Candidate, Judged, JudgeRequest, JudgeResult
-from tasks.spec.rules import Evidence, Measurement
+from tasks.spec.rules import Evidence, Measurement, Verdict
 from tasks.spec.value import RoomRef
 from tasks.store.files import write_json
 from tasks.store.room import open_room
 
 Measured = tuple[Measurement, ...]
-# What each objective makes small.
-COST = {
-    "quality": lambda m: -_value(m, "accuracy"),
-    "latency": lambda m: _value(m, "p50_ms"),
-    "size": lambda m: _value(m, "model_bytes"),
-}
+# What each objective looks at: less is better, but of quality.
+OBJECTIVES = {"quality": "accuracy", "latency": "p50_ms", "size": "model_bytes", "energy": "joules_per_1000"}
 
 
 def compare(request: JudgeRequest, room: Path) -> JudgeResult:
     """Write ``verdict.json``, ``metrics.json`` and ``report.html`` into ``room`` and return the verdict."""
     champion = load_measurements(request.champion) if request.champion else None
-    measured = {c.package_sha256: load_measurements(c.evaluation) for c in request.candidates}
+    measured = {c.package_sha256: load_measurements(c.evaluation) + _paired(c, request) for c in request.candidates}
     verdicts = {
         c.package_sha256: judge(request.rules, Evidence(subject=measured[c.package_sha256], champion=champion))
         for c in request.candidates
     }
     passing = [c for c in request.candidates if verdicts[c.package_sha256].verdict == "pass"]
-    chosen = min(passing, key=lambda c: COST[request.objective](measured[c.package_sha256]), default=None)
+    chosen = min(passing, key=lambda c: _cost(request.objective, measured[c.package_sha256]), default=None)
     judged = tuple(
         Judged(
             variant=c.variant,
             package_sha256=c.package_sha256,
             verdict=verdicts[c.package_sha256],
             chosen=chosen is not None and c.package_sha256 == chosen.package_sha256,
+            why=_why(request.objective, c, chosen, verdicts, measured),
+            note=c.note,
         )
         for c in request.candidates
     )
@@ -47,10 +47,37 @@ def compare(request: JudgeRequest, room: Path) -> JudgeResult:
     return result
 
 
+def _paired(candidate: Candidate, request: JudgeRequest) -> Measured:
+    """What the same rows say about a candidate beside the champion, and beside the model as it was trained."""
+    found = against(candidate.evaluation, request.champion) if request.champion else ()
+    whole = next((c for c in request.candidates if c.variant == "fp32"), None)
+    return (*found, agreement(candidate.evaluation, whole.evaluation)) if whole else found
+
+
 def load_measurements(evaluation: RoomRef) -> Measured:
     """Return the measurements of an evaluation's room."""
     data = json.loads((open_room(evaluation) / "measurements.json").read_text())
     return tuple(Measurement.parse(item, "measurements.json") for item in data)
+
+
+def _cost(objective: str, measured: Measured) -> float:
+    return (-1 if objective == "quality" else 1) * _value(measured, OBJECTIVES[objective])
+
+
+def _why(
+    objective: str,
+    candidate: Candidate,
+    chosen: Candidate | None,
+    verdicts: dict[str, Verdict],
+    measured: dict[str, Measured],
+) -> str:
+    verdict, metric = verdicts[candidate.package_sha256], OBJECTIVES[objective]
+    if verdict.verdict != "pass" or chosen is None:
+        return verdict.summary
+    mine, taken = (_value(measured[c.package_sha256], metric) for c in (candidate, chosen))
+    if candidate.package_sha256 == chosen.package_sha256:
+        return f"{metric} = {number(mine)}, the best of those that pass"
+    return f"{metric} = {number(mine)}, the one taken has {number(taken)}"
 
 
 def _summary(request: JudgeRequest, chosen: Candidate | None, judged: Sequence[Judged]) -> str:

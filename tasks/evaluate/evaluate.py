@@ -1,4 +1,4 @@
-"""Measure one package on the holdout: quality overall and by class with intervals, latency, size."""
+"""Measure one package on the holdout: quality overall, by class and slice with intervals; latency, memory, energy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks.serve.package import Package, open_package
+import numpy as np
+
+from tasks.evaluate.energy import joules_per_1000
+from tasks.evaluate.footprint import open_measured
+from tasks.evaluate.metrics import measure
+from tasks.evaluate.robust import measure_robustness
+from tasks.evaluate.slices import measure_slices
+from tasks.serve.package import Package
 from tasks.spec.errors import BadRequest
 from tasks.spec.requests import EvaluateRequest, EvaluateResult
 from tasks.spec.rules import Measurement
@@ -17,6 +24,8 @@ from tasks.train.prepare import read_split
 BATCH_ROWS = 256
 LATENCY_CALLS = 200
 LATENCY_WARM_UP = 20
+ENERGY_CALLS = 100
+SERVED_BATCH_ROWS, THROUGHPUT_SECONDS = 64, 0.1
 
 
 def evaluate(request: EvaluateRequest, room: Path) -> EvaluateResult:
@@ -26,9 +35,7 @@ def evaluate(request: EvaluateRequest, room: Path) -> EvaluateResult:
         IntegrityLost: the package is not the one that was asked for.
         BadRequest: the holdout is empty.
     """
-    import numpy as np
-
-    package = open_package(Path(request.package_uri), request.package_sha256, None)
+    package, opened = open_measured(Path(request.package_uri), request.package_sha256)
     data = open_room(request.dataset) / "data.parquet"
     rows, true = read_split(data, package.signature.feature, request.label, "holdout")
     if not len(true):
@@ -37,7 +44,7 @@ def evaluate(request: EvaluateRequest, room: Path) -> EvaluateResult:
     # A package made under another order of the same classes is measured in the order of the file.
     order = [package.signature.classes.index(name) for name in request.label.names]
     probabilities = np.concatenate(parts)[:, order]
-    measured = _measure(package, request, rows, true, probabilities)
+    measured = (*_measure(package, request, rows, true, probabilities), *opened)
     write_json(room / "measurements.json", [m.model_dump(mode="json") for m in measured])
     _write_predictions(room / "predictions.parquet", data, true, probabilities, request.label.names)
     _write_report(room, request, package, measured, true, probabilities)
@@ -47,19 +54,34 @@ def evaluate(request: EvaluateRequest, room: Path) -> EvaluateResult:
 def _measure(
     package: Package, request: EvaluateRequest, rows: Any, true: Any, probabilities: Any
 ) -> tuple[Measurement, ...]:
-    from tasks.evaluate.metrics import measure
-
+    data = Path(request.dataset.uri) / "data.parquet"
+    num_classes = len(request.label.names)
+    # Here the package is asked itself, so the classes are in its own order.
+    order = np.array([package.signature.classes.index(name) for name in request.label.names])
+    robust = measure_robustness(package, rows, order[true]) if request.evaluate.robustness else ()
     return (
         *measure(true, probabilities, request.label.names),
+        *measure_slices(request.evaluate, data, true, probabilities.argmax(axis=1), num_classes),
+        *robust,
         *latency(package, rows),
+        throughput(package, rows),
+        joules_per_1000(lambda call: len(package.predict(rows[:1])), ENERGY_CALLS),
         Measurement(metric="model_bytes", value=(package.folder / "model.onnx").stat().st_size, samples=1),
     )
 
 
+def throughput(package: Package, rows: Any) -> Measurement:
+    """Rows a second in batches as the server makes them, one thread."""
+    batch, rounds, started = rows[:SERVED_BATCH_ROWS], 0, time.perf_counter()
+    while rounds < 3 or time.perf_counter() - started < THROUGHPUT_SECONDS:
+        package.predict(batch)
+        rounds += 1
+    rate = rounds * len(batch) / (time.perf_counter() - started)
+    return Measurement(metric="rows_per_second", value=rate, samples=rounds)
+
+
 def latency(package: Package, rows: Any) -> tuple[Measurement, ...]:
     """Time single-row predictions of the package, encoding included, in milliseconds."""
-    import numpy as np
-
     calls = min(LATENCY_CALLS, 20 * len(rows))
     times = []
     for call in range(calls + LATENCY_WARM_UP):
@@ -93,11 +115,11 @@ def _write_predictions(path: Path, data: Path, true: Any, probabilities: Any, cl
 def _write_report(
     room: Path, request: EvaluateRequest, package: Package, measured: tuple[Measurement, ...], true: Any, p: Any
 ) -> None:
-    from tasks.evaluate.metrics import confusion
+    from tasks.evaluate.metrics import calibration, confusion
     from tasks.evaluate.report import write_report
 
     matrix = confusion(true, p.argmax(axis=1), len(request.label.names))
-    write_report(room, request, package.signature.variant, measured, matrix)
+    write_report(room, request, package.signature.variant, measured, matrix, calibration(true, p))
 
 
 def _result(request: EvaluateRequest, measured: tuple[Measurement, ...]) -> EvaluateResult:

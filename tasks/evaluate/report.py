@@ -6,27 +6,49 @@ import base64
 from pathlib import Path
 from typing import Any
 
+from tasks.evaluate.plots import (
+    MOST_SLICES,
+    draw_calibration,
+    draw_confusion,
+    draw_pareto,
+    draw_slices,
+    embedded,
+    png,
+)
 from tasks.spec.requests import EvaluateRequest, JudgeRequest, JudgeResult
-from tasks.spec.rules import Measurement
+from tasks.spec.rules import PAIRED, Measurement
 from tasks.store.files import write_whole
 
 FOLDER = Path(__file__).parent
-COLUMNS = ("accuracy", "macro_f1", "calibration_error", "p50_ms", "p99_ms", "model_bytes")
+COLUMNS = (
+    "accuracy", "macro_f1", "auroc", "calibration_error", "p50_ms", "p99_ms", "rows_per_second", "model_bytes",
+    "memory_bytes", "joules_per_1000",
+)  # fmt: skip
+BY_SLICE = {"accuracy", "recall"}
 
 
 def write_report(
-    room: Path, request: EvaluateRequest, variant: str, measured: tuple[Measurement, ...], matrix: Any
+    room: Path,
+    request: EvaluateRequest,
+    variant: str,
+    measured: tuple[Measurement, ...],
+    matrix: Any,
+    calibration: list[tuple[float, float, int]],
 ) -> None:
-    """Write ``report.html`` and ``confusion.png``. ``matrix`` int [K, K]: rows true, columns predicted."""
-    plot_confusion(matrix, request.label.names, room / "confusion.png")
+    """Write ``report.html`` and ``confusion.png``. ``matrix`` int [K, K]: rows true, columns predicted;
+    ``calibration`` as ``metrics.calibration`` returns it."""
+    write_whole(room / "confusion.png", png(draw_confusion(matrix, request.label.names)))
+    slices = [m for m in measured if m.slice != "overall"]
     html = render(
         "report.html.j2",
         workload=request.workload,
         variant=variant,
         digest=request.package_sha256,
         overall=[m for m in measured if m.slice == "overall"],
-        slices=[m for m in measured if m.slice != "overall"],
+        slices=slices,
         confusion=base64.b64encode((room / "confusion.png").read_bytes()).decode(),
+        calibration=embedded(draw_calibration(calibration)),
+        by_slice=embedded(draw_slices([m for m in slices if m.metric in BY_SLICE][:MOST_SLICES])),
     )
     write_whole(room / "report.html", html)
 
@@ -38,20 +60,26 @@ def write_comparison(
     measured: dict[str, tuple[Measurement, ...]],
     champion: tuple[Measurement, ...] | None,
 ) -> None:
-    """Write ``report.html``: every candidate beside the champion, the rules' answers, and the Pareto picture."""
+    """Write ``report.html``: every candidate beside the champion, why each was taken or not, the rules' answers, and
+    the Pareto picture, which lies beside it as ``pareto.png``."""
     rows = [(c.variant, _overall(measured[c.package_sha256])) for c in request.candidates]
     if champion is not None:
         rows.append(("champion", _overall(champion)))
-    plot_pareto(rows, room / "pareto.png")
+    write_whole(room / "pareto.png", png(draw_pareto(rows)))
     html = render(
         "comparison.html.j2",
         request=request,
         result=result,
         rows=rows,
         columns=COLUMNS,
+        paired={c.variant: _paired(measured[c.package_sha256]) for c in request.candidates},
         pareto=base64.b64encode((room / "pareto.png").read_bytes()).decode(),
     )
     write_whole(room / "report.html", html)
+
+
+def _paired(measured: tuple[Measurement, ...]) -> list[Measurement]:
+    return [m for m in measured if m.metric in (*PAIRED, "agreement")]
 
 
 def render(template: str, **facts: Any) -> str:
@@ -62,50 +90,14 @@ def render(template: str, **facts: Any) -> str:
     environment = Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
+    environment.filters["number"] = number
     return environment.get_template(template).render(facts)
+
+
+def number(value: float) -> str:
+    """A figure of four digits; a large one whole, in groups of three."""
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def _overall(measured: tuple[Measurement, ...]) -> dict[str, float]:
     return {m.metric: m.value for m in measured if m.slice == "overall"}
-
-
-def plot_pareto(rows: list[tuple[str, dict[str, float]]], path: Path) -> None:
-    """Draw accuracy over model size, one point for each candidate; up and left is better."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for name, values in rows:
-        size = values["model_bytes"] / 1024
-        axes.scatter(size, values["accuracy"], s=60, marker="*" if name == "champion" else "o", label=name)
-        label = f"{name}, p50 {values['p50_ms']:.3f} ms"
-        axes.annotate(label, (size, values["accuracy"]), textcoords="offset points", xytext=(8, 6), fontsize=9)
-    axes.set_xlim(0, 1.45 * max(values["model_bytes"] for _, values in rows) / 1024)
-    axes.margins(y=0.4)
-    axes.set(xlabel="model size (KiB)", ylabel="accuracy on the holdout", title="Quality against size")
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-
-
-def plot_confusion(matrix: Any, classes: tuple[str, ...], path: Path) -> None:
-    """Draw the confusion matrix, shares of each true class as colour, counts as text."""
-    import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    k = len(classes)
-    figure = Figure(figsize=(max(4.0, 0.55 * k + 1.6), max(3.6, 0.55 * k + 1.2)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xticks=range(k), yticks=range(k), xticklabels=classes, yticklabels=classes)
-    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix of the holdout")
-    if k <= 20:
-        for (row, column), count in np.ndenumerate(matrix):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            if count:
-                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
-    figure.savefig(path, dpi=110)

@@ -10,7 +10,7 @@ import fnmatch
 import math
 from collections.abc import Sequence
 
-from tasks.spec.rules import Evidence, Measurement, Reason, Rule, Verdict
+from tasks.spec.rules import PAIRED, Evidence, Measurement, Reason, Rule, Verdict
 
 # From worst to best: one stop rule of a kind decides for the whole.
 SEVERITY = ("error", "fail", "inconclusive", "pass")
@@ -26,7 +26,7 @@ def judge(rules: Sequence[Rule], evidence: Evidence) -> Verdict:
 
 
 def _judge_rule(rule: Rule, evidence: Evidence) -> list[Reason]:
-    if rule.against == "champion" and evidence.champion is None:
+    if (rule.against == "champion" or rule.metric in PAIRED) and evidence.champion is None:
         text = f"{_name(rule)}: there is no champion to compare with"
         return [Reason(rule=rule, verdict="not applicable", text=text)]
     found = [m for m in evidence.subject if m.metric == rule.metric and fnmatch.fnmatchcase(m.slice, rule.slice)]

@@ -42,7 +42,7 @@ def retrain_docs(workload: Workload) -> str:
 {workload.description}
 
 Reads the source, cleans it by the declared rules, validates data and labels, versions the dataset, trains
-{workload.train.world_size} ranks, makes {" and ".join(workload.compress.variants)} candidates, evaluates each on
+{workload.train.world_size} ranks, makes {" and ".join(workload.compress.labels)} candidates, evaluates each on
 the holdout beside the champion, judges them and registers the one taken (objective: {workload.compress.objective}).
 
 **The gate**

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from tasks.spec.changes import FIELDS
+from tasks.spec.compress import Objective
 from tasks.spec.workload import Workload
 
 SIZE, GATE = "Size and data", "Gate and review (may only tighten)"
@@ -20,7 +21,7 @@ def form(workload: Workload) -> dict[str, Any]:
         # The task holds the file's slots of the training pool, so a run may take fewer ranks, not more.
         "ranks": (None, {"type": ["null", "integer"], "minimum": 1, "maximum": workload.train.ranks, "section": SIZE}),
         "seed": (None, {"type": ["null", "integer"], "minimum": 0, "section": SIZE}),
-        "objective": (workload.compress.objective, {"enum": ["quality", "latency", "size"], "section": SIZE}),
+        "objective": (workload.compress.objective, {"enum": list(get_args(Objective)), "section": SIZE}),
         "min_accuracy": (None, {"type": ["null", "number"], "minimum": 0, "maximum": 1, "section": GATE}),
         "review": (workload.review.required, {"type": "boolean", "section": GATE}),
     }

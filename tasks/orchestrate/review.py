@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from tasks import review
 from tasks.notify import notify
@@ -17,6 +17,9 @@ from tasks.orchestrate.environment import USER
 from tasks.orchestrate.operator import as_airflow
 from tasks.site import Site
 from tasks.spec.load import load_workload
+
+# Under this key the task keeps the digest of the evidence that its form shows: the answer binds to that.
+SHOWN = "evidence_sha256"
 
 
 class ReviewOperator(ApprovalOperator):
@@ -40,6 +43,7 @@ class ReviewOperator(ApprovalOperator):
             self.assigned_users = [{"id": name, "name": name} for name in (*asked.approvers, USER)]
             if not asked.approvers:
                 self.assigned_users = None
+            context["ti"].xcom_push(SHOWN, asked.version.evidence_sha256)
             notify(site, self.workload, "review", f"{asked.title} {site.settings.airflow_url}/required_actions")
         return super().execute(context)
 
@@ -56,6 +60,10 @@ class ReviewOperator(ApprovalOperator):
         return "served before and was replaced; release it by hand" if asked.served_before else ""
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
+        if event.get("error_type") == "timeout":
+            raise AirflowFailException(
+                f"Refused: nobody answered within {self.response_timeout}; release the version by hand to ask again"
+            )
         answered = super().execute_complete(context, event)
         approved = answered["chosen_options"][0] == self.APPROVE
         who = (answered.get("responded_by_user") or {}).get("name") or "unnamed"
@@ -66,6 +74,7 @@ class ReviewOperator(ApprovalOperator):
             if not (asked.approved if approved else asked.rejected):
                 # Not decided by the command before, so this answer is the decision.
                 rules = load_workload(site.workloads, self.workload).review
-                review.decide(asked, approved, who, reason, site, trigger_of=actor_of(context), rules=rules)
+                shown = context["ti"].xcom_pull(task_ids=self.task_id, key=SHOWN)
+                review.decide(asked, approved, who, reason, site, actor_of(context), rules, shown)
                 notify(site, self.workload, "approval" if approved else "rejection", f"{asked.title} {who}: {reason}")
         return asked.model_dump(mode="json") | {"answer": answered["chosen_options"][0], "by": who, "reason": reason}

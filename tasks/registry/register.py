@@ -15,7 +15,6 @@ from tasks.registry.holdout import keep_holdout, request_of
 from tasks.serve.package import Package, open_package
 from tasks.spec.privacy import Receipt
 from tasks.spec.requests import RegisterRequest, RegisterResult, ValidateDataResult
-from tasks.spec.rules import Verdict
 from tasks.spec.value import sha256_of
 from tasks.store.files import sha256_file, write_json
 from tasks.store.room import open_room
@@ -78,6 +77,7 @@ def _facts(
 ) -> dict[str, Any]:
     verdict = json.loads((open_room(request.judged) / "verdict.json").read_text())
     evaluation = open_room(request.chosen.evaluation)
+    measured = json.loads((evaluation / "measurements.json").read_text())
     labels = json.loads((open_room(request.validate_labels) / "result.json").read_text())
     data = json.loads((open_room(request.validate_data) / "result.json").read_text())
     dataset = json.loads((open_room(request.dataset) / "result.json").read_text())
@@ -88,14 +88,18 @@ def _facts(
         "variant": request.chosen.variant,
         "verdict": verdict["verdict"],
         "summary": verdict["summary"],
-        "judged": [item | {"why": _why(item)} for item in verdict["judged"]],
+        "judged": verdict["judged"],
         "package_sha256": request.chosen.package_sha256,
         "evidence_sha256": sha256_of(evidence),
         "revision": request.revision,
+        "dataset_sha256": request.dataset.digest_sha256,
+        "run_id": request.run_id,
+        "code_sha256": request.code_sha256,
         "classes": opened.signature.classes,
         "key_id": key_id(keys),
         "evaluation": json.loads((evaluation / "result.json").read_text()),
-        "measurements": json.loads((evaluation / "measurements.json").read_text()),
+        "measurements": measured,
+        "energy": next(m for m in measured if m["metric"] == "joules_per_1000"),
         "rows": sum(dataset["rows_by_split"].values()),
         "rows_by_split": dataset["rows_by_split"],
         "expectations": ValidateDataResult.parse(data, "the validation").summary,
@@ -107,11 +111,6 @@ def _facts(
         "gateway": gateway,
         "example": json.dumps(example_request(opened)),
     }
-
-
-def _why(judged: dict[str, Any]) -> str:
-    """The reasons of one candidate as a cell of a Markdown table."""
-    return Verdict.parse(judged["verdict"], "the verdict").summary.replace("|", "\\|")
 
 
 def example_request(package: Package) -> dict[str, Any]:
@@ -129,6 +128,8 @@ def _inputs(package: Package) -> str:
 
 
 def _tags(request: RegisterRequest, evidence: dict[str, str]) -> dict[str, str]:
+    measured = json.loads((open_room(request.chosen.evaluation) / "measurements.json").read_text())
+    energy = next(m["value"] for m in measured if m["metric"] == "joules_per_1000")
     return {
         versions.PACKAGE_TAG: request.chosen.package_sha256,
         versions.EVIDENCE_TAG: sha256_of(evidence),
@@ -136,6 +137,8 @@ def _tags(request: RegisterRequest, evidence: dict[str, str]) -> dict[str, str]:
         "drydock.dataset_revision": request.revision,
         "drydock.verdict": "pass",
         "drydock.why": request.summary[:500],
+        "drydock.joules_per_1000": f"{energy:.4g}",
+        "drydock.code_sha256": request.code_sha256,
     }
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ from pydantic import Field
 
 from tasks.registry.client import translated
 from tasks.spec.errors import BadRequest, IntegrityLost
-from tasks.spec.value import Value
+from tasks.spec.value import Value, sha256_of
 from tasks.store.manifest import verify
 from tasks.store.sign import verify_folder_signature
 
@@ -107,6 +108,22 @@ def fetch(client: Any, version: Version, packages: Path, keys: Path) -> Path:
                 os.rename(downloaded, final)
     _verified(final, version, keys)
     return final
+
+
+def evidence_differs(client: Any, version: Version) -> str:
+    """Return how a version's evidence pack differs from what its tags state, or empty.
+
+    The pack lies with the run's artifacts; its digest is what approvals bind to.
+    """
+    under = f"evidence-{version.package_sha256[:12]}/evidence.json"
+    with tempfile.TemporaryDirectory() as scratch, translated(f"the evidence of {version.workload}"):
+        pack = json.loads(Path(client.download_artifacts(version.run_id, under, scratch)).read_bytes())
+    name = f"{version.workload} version {version.version}"
+    if sha256_of(pack) != version.evidence_sha256:
+        return f"{name}: its evidence pack has digest {sha256_of(pack)[:12]}, must be {version.evidence_sha256[:12]}"
+    if pack.get("package_sha256") != version.package_sha256:
+        return f"{name}: its evidence is of package {str(pack.get('package_sha256'))[:12]}"
+    return ""
 
 
 def _artifacts(package_sha256: str) -> str:

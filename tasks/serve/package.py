@@ -4,6 +4,7 @@ model.onnx       input [B, N] -> probabilities [B, K]; all of its data inside
 signature.json   what it reads and answers
 tokenizer.json   for texts
 golden.json      rows as a client sends them, and the answer
+bom.json         what it was made of (CycloneDX), where whoever made it told
 manifest.json    size and SHA-256 of each; its own digest is the package's digest
 manifest.sig     its Ed25519 signature (a candidate has none yet)
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 MODEL, PAPER, TOKENIZER, GOLDEN = "model.onnx", "signature.json", "tokenizer.json", "golden.json"
+BOM = "bom.json"
 # Rounding: a softmax in float32 may end a hair above one.
 ROUNDING = 1e-5
 ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
@@ -240,8 +242,8 @@ def _sha256(content: bytes) -> str:
 def _check_formats(folder: Path, found: set[str], signature: Signature) -> None:
     """Refuse by name: what is not known to be safe (a pickle, say) has no place here, listed or not."""
     wanted = {MODEL, PAPER, GOLDEN} | ({TOKENIZER} if signature.feature.kind == "text" else set())
-    if extra := sorted(found - wanted):
-        allowed = ", ".join(sorted(wanted))
+    if extra := sorted(found - wanted - {BOM}):
+        allowed = ", ".join(sorted(wanted | {BOM}))
         raise BadRequest(f"{folder}: {extra[0]} is not part of a model package, must be one of {allowed}")
     if missing := sorted(wanted - found):
         raise BadRequest(f"{folder}: {missing[0]} is missing, a model package needs it")
@@ -265,7 +267,12 @@ def _open_tokenizer(content: bytes, path: Path) -> Any:
         raise BadRequest(f"{path}: is no tokenizer: {error}") from error
 
 
-def _open_session(content: bytes, signature: Signature, where: str, threads: int) -> Any:
+def start_session(content: bytes, where: str, threads: int) -> Any:
+    """Return ONNX Runtime's session over a model, set up as a server's: what is timed in it is what is served.
+
+    Raises:
+        BadRequest: ONNX Runtime can't load it.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -285,6 +292,11 @@ def _open_session(content: bytes, signature: Signature, where: str, threads: int
     # Kept to load it again with other providers, and as large as the model; an attribute of another name would
     # cost memory, no more.
     session._model_bytes = None
+    return session
+
+
+def _open_session(content: bytes, signature: Signature, where: str, threads: int) -> Any:
+    session = start_session(content, where, threads)
     _check_tensor(where, "input", session.get_inputs(), signature.graph_input)
     _check_tensor(where, "output", session.get_outputs(), signature.graph_output)
     return session

@@ -1,25 +1,152 @@
-"""Section ``compress``: which candidates are made of one training, and which of those that pass is taken."""
+"""Section ``compress``: which candidates are made of one training, and which of those that pass is taken.
+
+A variant is a name (``int8``) or an object with its kind and options (``{kind: pruned, ratio: 0.5, then: int8}``).
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
 
-from tasks.spec.value import Value
+from tasks.spec.train import Recipe
+from tasks.spec.value import Value, register_tags
 
-Variant = Literal["fp32", "int8"]
+Objective = Literal["quality", "latency", "size", "energy"]
+VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,39}$")]
+# How the graph's numbers are stored. These need no more options, so a variant that trains names one to follow.
+Stored = Literal["fp32", "int8", "int8-static", "fp16", "int4"]
+
+
+class _Variant(Value):
+    kind: str
+    name: VariantName | None = Field(default=None, description="of the candidate; default: its kind")
+
+    @property
+    def label(self) -> str:
+        """The candidate's name."""
+        then = getattr(self, "then", "fp32")
+        return self.name or (self.kind if then == "fp32" else f"{self.kind}-{then}")
+
+    @property
+    def stored(self) -> Stored:
+        """How its graph's numbers are stored."""
+        return getattr(self, "then", self.kind)  # type: ignore[return-value]
+
+
+class Fp32(_Variant):
+    """The trained network as it is."""
+
+    kind: Literal["fp32"]
+
+
+class DynamicInt8(_Variant):
+    """Weights as int8, activations quantised at run time; falls back to fp32 where that is faster."""
+
+    kind: Literal["int8"]
+
+
+class StaticInt8(_Variant):
+    """Weights and activations as int8, with ranges seen on training rows; layers that lose too much stay float."""
+
+    kind: Literal["int8-static"]
+    calibration_rows: int = Field(default=256, ge=1)
+    max_loss: float = Field(
+        default=0.01, ge=0, le=1, description="mean change of the probabilities, on validation rows, at most"
+    )
+
+
+class Fp16(_Variant):
+    """Weights as float16: half the size; on a CPU no faster."""
+
+    kind: Literal["fp16"]
+
+
+class Int4(_Variant):
+    """Weights of matrix products as int4 in blocks, activations float (ONNX Runtime's MatMulNBits)."""
+
+    kind: Literal["int4"]
+    block_size: Literal[16, 32, 64, 128] = 32
+
+
+class Pruned(_Variant):
+    """Whole hidden units or channels are removed by their L2 norm, and what is left is trained on."""
+
+    kind: Literal["pruned"]
+    ratio: float = Field(default=0.5, gt=0, lt=1, description="of the units of each hidden layer that go")
+    epochs: int = Field(default=3, ge=1, description="of training on, at most")
+    then: Stored = "fp32"
+
+
+class Sparse(_Variant):
+    """Single weights are set to zero: a compressed file is smaller, the network is no faster."""
+
+    kind: Literal["sparse"]
+    pattern: Literal["unstructured", "2:4"] = "unstructured"
+    ratio: float = Field(default=0.5, gt=0, lt=1, description="of the weights, where unstructured")
+    then: Stored = "fp32"
+
+
+class Distilled(_Variant):
+    """A smaller network learns the trained one's answers (Hinton 2015, arXiv:1503.02531)."""
+
+    kind: Literal["distilled"]
+    student: Recipe
+    weight: float = Field(default=0.7, gt=0, le=1, description="of the teacher's answers against the labels")
+    epochs: int | None = Field(default=None, ge=1, description="default: as train.stopping.max_epochs says")
+    then: Stored = "fp32"
+
+
+KINDS = (Fp32, DynamicInt8, StaticInt8, Fp16, Int4, Pruned, Sparse, Distilled)
+NAMES = Literal["fp32", "int8", "int8-static", "fp16", "int4", "pruned", "sparse"]
+
+
+def _kind_of(found: Any) -> str:
+    """What the union is told apart by: a name alone, or the object's kind."""
+    if isinstance(found, dict):
+        return str(found.get("kind"))
+    return getattr(found, "kind", "a name")
+
+
+def _named(found: Any) -> Any:
+    """A name is short for a variant of that kind with the usual options."""
+    if not isinstance(found, str):
+        return found
+    return next(kind for kind in KINDS if found in get_args(kind.model_fields["kind"].annotation))(kind=found)
+
+
+Variant = Annotated[
+    Annotated[NAMES, Tag("a name")]
+    | Annotated[Fp32, Tag("fp32")]
+    | Annotated[DynamicInt8, Tag("int8")]
+    | Annotated[StaticInt8, Tag("int8-static")]
+    | Annotated[Fp16, Tag("fp16")]
+    | Annotated[Int4, Tag("int4")]
+    | Annotated[Pruned, Tag("pruned")]
+    | Annotated[Sparse, Tag("sparse")]
+    | Annotated[Distilled, Tag("distilled")],
+    Discriminator(_kind_of),
+    AfterValidator(_named),
+]
+register_tags("a name", "fp32", "int8", "int8-static", "fp16", "int4", "pruned", "sparse", "distilled")
 
 
 class Compress(Value):
-    variants: tuple[Variant, ...] = Field(default=("fp32", "int8"), min_length=1)
-    objective: Literal["quality", "latency", "size"] = Field(
-        default="size", description="which passing candidate is taken"
+    variants: tuple[Variant, ...] = Field(
+        default=(Fp32(kind="fp32"), DynamicInt8(kind="int8")), max_length=16
     )
+    objective: Objective = Field(default="size", description="which passing candidate is taken")
 
     @field_validator("variants")
     @classmethod
     def _distinct(cls, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
-        if len(set(variants)) != len(variants):
-            raise ValueError(f"{list(variants)}, must be distinct")
+        if not variants:
+            raise ValueError("[], must hold one variant or more")
+        names = [variant.label for variant in variants]
+        if len(set(names)) != len(names):
+            raise ValueError(f"{names}, must be distinct; give one a name of its own")
         return variants
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(variant.label for variant in self.variants)

@@ -12,8 +12,9 @@ from typing import Literal
 from pydantic import Field
 
 from tasks.spec.clean import CleanRule
-from tasks.spec.compress import Variant
+from tasks.spec.compress import Objective, Variant, VariantName
 from tasks.spec.data import Label, Split
+from tasks.spec.evaluate import Evaluate
 from tasks.spec.feature import Feature
 from tasks.spec.privacy import WATCH, Anonymity, Privacy, Receipt
 from tasks.spec.rules import Rule, Verdict
@@ -208,13 +209,17 @@ class CompressRequest(Value):
 
 
 class CompressResult(Value):
-    """``package/``: a model package with its manifest, unsigned as yet."""
+    """``package/``: a model package with its manifest, unsigned as yet; ``weights.safetensors`` of a network that
+    was trained on or anew; ``compression.json``: this result."""
 
     room: RoomRef | None = None
-    variant: Variant
+    variant: VariantName
     package_sha256: str
     model_bytes: int
-    parity_max_difference: float = Field(description="largest difference of probabilities to the torch model")
+    parity_max_difference: float = Field(description="largest difference of probabilities to its torch network")
+    agreement: float = Field(default=1.0, description="share of validation rows on which it says what fp32 says")
+    speed_ratio: float = Field(default=1.0, description="its float graph's time for one row by its own, one thread")
+    note: str = Field(default="", description="what was given up on the way: layers left float, a fall-back")
 
 
 class EvaluateRequest(Value):
@@ -225,6 +230,7 @@ class EvaluateRequest(Value):
     package_sha256: str
     dataset: RoomRef
     label: Label
+    evaluate: Evaluate = Evaluate()
 
 
 class EvaluateResult(Value):
@@ -242,17 +248,18 @@ class EvaluateResult(Value):
 
 
 class Candidate(Value):
-    variant: Variant
+    variant: VariantName
     package_sha256: str
     package_uri: str
     evaluation: RoomRef
+    note: str = Field(default="", description="what its compression gave up")
 
 
 class JudgeRequest(Value):
     workload: str
     run_id: str
     rules: tuple[Rule, ...]
-    objective: Literal["quality", "latency", "size"]
+    objective: Objective
     candidates: tuple[Candidate, ...] = Field(min_length=1)
     champion: RoomRef | None = Field(default=None, description="the champion's evaluation on the same holdout")
     validate_data: RoomRef
@@ -260,10 +267,12 @@ class JudgeRequest(Value):
 
 
 class Judged(Value):
-    variant: Variant
+    variant: VariantName
     package_sha256: str
     verdict: Verdict
     chosen: bool = False
+    why: str = Field(default="", description="why it was taken, or was not")
+    note: str = Field(default="", description="how it was compressed: what was given up")
 
 
 class JudgeResult(Value):

@@ -8,6 +8,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from tasks.spec.value import Value
 
+# Measured on the rows that candidate and champion both answered; where there is no champion, not applicable.
+PAIRED = ("accuracy_gain", "mcnemar_p", "champion_agreement")
+
 
 class Rule(Value):
     """One demand on one metric: an absolute limit, or a limit on the loss against the champion.
@@ -74,6 +77,7 @@ class Measurement(Value):
     samples: int = Field(ge=0)
     low: float | None = None
     high: float | None = None
+    note: str = Field(default="", description="how it was measured, where that matters")
 
 
 class Evidence(Value):

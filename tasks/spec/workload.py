@@ -13,6 +13,7 @@ from tasks.spec.compress import Compress
 from tasks.spec.cron import PRESETS as CRON_PRESETS
 from tasks.spec.cron import is_cron
 from tasks.spec.data import Data
+from tasks.spec.evaluate import Evaluate
 from tasks.spec.review import Review
 from tasks.spec.rules import Gate
 from tasks.spec.train import Train
@@ -90,6 +91,7 @@ class Workload(Value):
     data: Data
     train: Train
     compress: Compress = Compress()
+    evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
     review: Review = Review()
     serve: Serve = Serve()
@@ -104,6 +106,14 @@ class Workload(Value):
             raise ValueError(
                 f"train.recipe.kind = {recipe!r}, must be one that reads data.feature.kind = {feature!r}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_columns(self) -> Workload:
+        for name in self.evaluate.groups:
+            if name not in self.data.feature.columns:
+                known = ", ".join(self.data.feature.columns)
+                raise ValueError(f"evaluate.groups = {name!r}, must be one of the feature's columns: {known}")
         return self
 
     @field_validator("schedule")

@@ -33,6 +33,7 @@ RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHO
 
 
 OnEpoch = Callable[[dict[str, float]], None]
+Amend = Callable[[Path], None]
 
 
 class Gang(Protocol):
@@ -41,9 +42,17 @@ class Gang(Protocol):
 
 
 def fit(
-    request: TrainRequest, folder: Path, model_py: Path | None, on_epoch: OnEpoch, gang: Gang | None = None
+    request: TrainRequest,
+    folder: Path,
+    model_py: Path | None,
+    on_epoch: OnEpoch,
+    gang: Gang | None = None,
+    amend: Amend | None = None,
 ) -> dict[str, float]:
     """Train into ``folder`` and return epochs, best_epoch, validation_loss, parameters, train_seconds.
+
+    ``amend`` may change what was prepared before it counts: a student's targets, say, which may be class indices
+    [B] or probabilities [B, K].
 
     Raises:
         BadRequest: an empty split, or a model.py that can't be used.
@@ -55,6 +64,8 @@ def fit(
         prepare(open_room(request.dataset) / "data.parquet", request.feature, request.label, folder)
         if model_py is not None:
             _copy_model_py(model_py, folder / "model.py", request.model_py_sha256)
+        if amend is not None:
+            amend(folder)
         write_json(folder / "train.json", _job(request))
         list_inputs(folder)
     if not (folder / "done.json").exists():

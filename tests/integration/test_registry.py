@@ -57,6 +57,8 @@ def test_the_run_left_one_version_with_card_tags_and_a_signed_package(digits_run
     assert found.tags["drydock.verdict"] == "pass"
     assert found.tags["drydock.dataset_revision"] == digits_run.done["version"]["revision"]
     card = site.mlflow.get_model_version("digits", registered["version"]).description
+    for words in ("Pareto picture", "J for a thousand predictions", "perturbed:noise", "./drydock rollback digits"):
+        assert words in card
     for words in ("digits", registered["package_sha256"][:12], found.tags["drydock.dataset_revision"], "accuracy"):
         assert words in card
     assert versions.fetch(site.mlflow, found, site.packages, site.keys).is_dir()
@@ -190,6 +192,32 @@ def test_aliases(digits_run, request_of, tmp_path):
     assert aliases.get("aliased") == {}
     with pytest.raises(BadRequest, match="alias champion of aliased"):
         aliases.set("aliased", "champion", "9")
+
+
+def test_the_edge_bundle_answers_by_itself(digits_run, tmp_path):
+    """Run isolated, from another folder, with no path of ours."""
+    from tasks.compress.edge import write_bundle
+
+    site = digits_run.site
+    package = site.packages / digits_run.done["register"]["package_sha256"]
+    write_bundle(package, tmp_path / "edge")
+    rows = json.loads((package / "golden.json").read_text())
+    command = [sys.executable, "-I", str(tmp_path / "edge" / "run.py"), json.dumps(rows["rows"])]
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd="/", capture_output=True, text=True, check=False, env={"PATH": "/usr/bin"})
+
+    told = [json.loads(line) for line in run().stdout.splitlines()]
+    assert [line["probability"] for line in told] == pytest.approx([max(p) for p in rows["probabilities"]], abs=1e-3)
+    assert "tasks" not in (tmp_path / "edge" / "run.py").read_text()
+    with pytest.raises(BadRequest, match="is there already"):
+        write_bundle(package, tmp_path / "edge")
+    command[-1] = "[[1, 2]]"
+    done = run()
+    assert (done.returncode, done.stderr) == (30, "error: found rows of 2 values, must be 64\n")
+    (tmp_path / "edge" / "signature.json").write_text("{}")
+    done = run()
+    assert (done.returncode, done.stderr) == (40, "error: signature.json: its digest is not the one in SHA256SUMS\n")
 
 
 def test_tags_of_a_version(digits_run, request_of, tmp_path):

@@ -87,6 +87,49 @@ def test_who_may_not_decide(demanded: Any, registered: RegisterResult, rules: Re
     asked = question("digits", registered.version, demanded)
     with pytest.raises(Refused, match=told):
         decide(asked, True, who, "I made it myself", demanded, trigger_of="tom", rules=rules)
+    row = demanded.ledger.history("digits")[-1]
+    assert (row.action, row.actor) == ("decision refused", who)
+    assert told in row.reason
+
+
+def test_an_answer_counts_for_the_evidence_that_was_shown_alone(demanded: Any, registered: RegisterResult) -> None:
+    asked = question("digits", registered.version, demanded)
+    with pytest.raises(Refused, match="rita was shown 000000000000"):
+        decide(asked, True, "rita", "replayed", demanded, shown="0" * 64)
+    assert demanded.ledger.history("digits")[-1].action == "decision refused"
+    decide(asked, True, "rita", "looks right", demanded, shown=registered.evidence_sha256)
+
+
+def test_an_approval_of_evidence_that_was_edited_is_refused_and_kept(demanded: Any, registered: RegisterResult) -> None:
+    """A forged digest in MLflow's tag, or another pack under the run, is not what the gate judged."""
+    tag = versions.EVIDENCE_TAG
+    versions.set_version_tag(demanded.mlflow, "digits", registered.version, tag, "f" * 64)
+    try:
+        asked = question("digits", registered.version, demanded)
+        with pytest.raises(Refused, match=f"must be {'f' * 12}"):
+            decide(asked, True, "eve", "trust me", demanded)
+        assert question("digits", registered.version, demanded).approved == ""
+    finally:
+        versions.set_version_tag(demanded.mlflow, "digits", registered.version, tag, registered.evidence_sha256)
+    assert "eve" in {row.actor for row in demanded.ledger.history("digits") if row.action == "decision refused"}
+
+
+def test_a_version_whose_upload_was_cut_cannot_be_approved(
+    demanded: Any, registered: RegisterResult, tmp_path_factory: Any, tmp_path: Any, monkeypatch: Any
+) -> None:
+    asked = question("digits", registered.version, demanded)
+    monkeypatch.setattr(demanded, "packages", tmp_path / "none at hand")
+    stored = "mlflow-home[0-9]*/mlflow/artifacts/*"
+    pattern = f"{stored}/{asked.version.run_id}/artifacts/model-*/package/model.onnx"
+    (model,) = tmp_path_factory.getbasetemp().glob(pattern)
+    whole = model.read_bytes()
+    model.write_bytes(whole[: len(whole) // 2])
+    try:
+        with pytest.raises(Refused, match=r"model\.onnx has digest another size.*; it can't be approved"):
+            decide(asked, True, "rita", "looks right", demanded)
+    finally:
+        model.write_bytes(whole)
+    decide(asked, True, "rita", "looks right", demanded)
 
 
 def test_no_version_and_no_such_version_list_those_there_are(demanded: Any, registered: RegisterResult) -> None:

@@ -14,7 +14,7 @@ from tasks.cli import cli, main
 ROOT = Path(__file__).parents[2]
 VERBS = {
     *("up", "down", "test", "new", "validate", "status", "logs", "run", "step", "review"),
-    *("release", "rollback", "history", "data", "bench"),
+    *("release", "rollback", "history", "data", "bench", "keys", "edge"),
 }
 Command = Callable[..., tuple[int, str, str]]
 

@@ -109,6 +109,31 @@ def test_a_higher_demand_is_never_easier(value, limit):
         assert judge([rule.model_copy(update={"min": limit + 1e-6})], one(value)).verdict == "fail"
 
 
+@given(rules=st.lists(ABSOLUTE | RELATIVE, min_size=1, max_size=4), evidence=EVIDENCE, gain=st.floats(0, 3))
+def test_better_evidence_never_turns_a_pass_into_a_refusal(rules, evidence, gain):
+    """Where more is better and only too little is forbidden, a higher value with its interval is at least as good."""
+    only_more = [rule.model_copy(update={"max": None, "max_rise": None}) for rule in rules]
+    raised = tuple(
+        m.model_copy(
+            update={
+                "value": m.value + gain,
+                "low": None if m.low is None else m.low + gain,
+                "high": None if m.high is None else m.high + gain,
+            }
+        )
+        for m in evidence.subject
+    )
+    if judge(only_more, evidence).verdict == "pass":
+        assert judge(only_more, evidence.model_copy(update={"subject": raised})).verdict == "pass"
+
+
+@given(evidence=EVIDENCE, gain=LIMITS)
+def test_a_rule_on_the_same_rows_is_not_applicable_without_a_champion(evidence, gain):
+    rule = Rule(metric="accuracy_gain", min=gain, bound="worse")
+    alone = judge([rule], evidence.model_copy(update={"champion": None}))
+    assert (alone.verdict, alone.reasons[0].verdict) == ("error", "not applicable")
+
+
 @given(value=st.floats(allow_nan=False, allow_infinity=False))
 def test_equal_numbers_pass_a_drop_and_a_rise_of_nothing(value):
     rules = [Rule(metric="accuracy", against="champion", max_drop=0.0, max_rise=0.0)]

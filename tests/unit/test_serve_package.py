@@ -117,6 +117,30 @@ def test_links_and_extra_files_are_refused(digits_package, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda f: (f / "golden.json").rename(f / "golden2.json"), r"golden2\.json is not in its manifest"),
+        (lambda f: (f / "golden.json").unlink(), r"golden\.json is missing"),
+        (lambda f: (f / "model.onnx").rename(f / "signature.json"), "has digest another size|is missing"),
+        (lambda f: (f / "old").mkdir() or os.mkfifo(f / "old" / "pipe"), "not a plain file"),
+    ],
+    ids=["renamed", "missing", "one for another", "special"],
+)
+def test_a_file_that_was_moved_after_signing_is_refused(digits_package, harm, told):
+    made = digits_package()
+    harm(made.folder)
+    with pytest.raises(IntegrityLost, match=told):
+        opened(made)
+
+
+def test_an_older_version_is_refused_where_this_one_is_expected_and_opens_where_it_is_named(digits_package):
+    older, newer = digits_package("older", seed=0), digits_package("newer", seed=1)
+    with pytest.raises(IntegrityLost, match=f"its digest is {older.digest_sha256[:12]}, must be"):
+        open_package(older.folder, newer.digest_sha256, older.keys)
+    assert open_package(older.folder, older.digest_sha256, older.keys).digest_sha256 == older.digest_sha256
+
+
+@pytest.mark.parametrize(
     "name", ["model.pkl", "weights.pt", "model.joblib", "model.onnx.data", "sub/model.onnx", "tokenizer.json"]
 )
 def test_other_formats_are_refused_though_listed_and_signed(digits_package, name):

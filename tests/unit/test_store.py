@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -17,14 +18,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.spec.errors import IntegrityLost, TryAgain
+from tasks.spec.errors import BadRequest, IntegrityLost, TryAgain
 from tasks.spec.value import RoomRef, canonical_json
 from tasks.store import manifest
 from tasks.store.events import read_events, record_event
 from tasks.store.files import exclusive, sha256_file, write_whole
 from tasks.store.manifest import digest_of, verify, write_manifest
 from tasks.store.room import Room, open_room
-from tasks.store.sign import make_key, sign_folder, verify_folder_signature
+from tasks.store.sign import (
+    key_id,
+    list_keys,
+    make_key,
+    revoke_key,
+    rotate_key,
+    sign_folder,
+    verify_folder_signature,
+)
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -307,6 +316,54 @@ def test_a_tampered_signature_is_refused(signed, keys, harm):
     harm(signed)
     with pytest.raises(IntegrityLost):
         verify_folder_signature(signed, keys)
+
+
+def test_after_a_rotation_old_signatures_verify_and_new_ones_are_by_the_new_key(signed, keys):
+    old = key_id(keys)
+    new = rotate_key(keys)
+    assert list_keys(keys) == {old: "retired", new: "signs"}
+    verify_folder_signature(signed, keys)
+    sign_folder(signed, keys)
+    assert json.loads((signed / "manifest.sig").read_text())["key_id"] == new
+    (keys / "retired" / f"{old}.pub").unlink()
+    verify_folder_signature(signed, keys)
+
+
+def test_what_a_revoked_key_signed_is_refused_and_says_so(signed, keys):
+    old = key_id(keys)
+    with pytest.raises(BadRequest, match=f"key {old} is the one that signs; replace it first"):
+        revoke_key(keys, old)
+    with pytest.raises(BadRequest, match="key 'abc' is not a retired one, must be one of none"):
+        revoke_key(keys, "abc")
+    rotate_key(keys)
+    revoke_key(keys, old)
+    assert list_keys(keys)[old] == "revoked"
+    with pytest.raises(IntegrityLost, match=f"was signed by key {old}, which is revoked"):
+        verify_folder_signature(signed, keys)
+
+
+@pytest.mark.parametrize("written", ["signing.pub", "signing.pem"])
+def test_a_rotation_that_was_cut_signs_nothing_wrong_and_can_be_repeated(signed, keys, tmp_path, written):
+    """A crash between the two halves leaves two that don't belong together."""
+    make_key(tmp_path / "other")
+    shutil.copyfile(tmp_path / "other" / written, keys / written)
+    with pytest.raises(IntegrityLost, match="are of two keys; run drydock keys rotate"):
+        sign_folder(signed, keys)
+    rotate_key(keys)
+    sign_folder(signed, keys)
+    verify_folder_signature(signed, keys)
+
+
+def test_openssl_verifies_what_we_sign(signed, keys, tmp_path):
+    """As docs/signing.md tells anyone who does not trust our code."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    signature = json.loads((signed / "manifest.sig").read_text())["ed25519"]
+    (tmp_path / "sig").write_bytes(base64.b64decode(signature))
+    command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", str(keys / "signing.pub"), "-rawin", "-in"]
+    for content, code in ((signed / "manifest.json", 0), (signed / "manifest.sig", 1)):
+        done = subprocess.run([*command, str(content), "-sigfile", str(tmp_path / "sig")], capture_output=True)
+        assert done.returncode == code, done.stderr
 
 
 # --- events -------------------------------------------------------------------------------------------------

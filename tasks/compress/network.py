@@ -1,0 +1,150 @@
+"""The torch network behind a package: as it was trained, or a smaller one made of it; and its ONNX export."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.spec.compress import Distilled, Pruned, Sparse
+from tasks.spec.errors import BadRequest, DrydockError
+from tasks.spec.feature import encode
+from tasks.spec.requests import CompressRequest, TrainRequest
+from tasks.spec.train import Recipe
+from tasks.train.prepare import load_stats
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BATCH_ROWS = 256
+# Trains in a folder, on the engines that train everything; what was prepared may be changed first.
+Learn = Callable[[TrainRequest, Path, Callable[[Path], None]], None]
+
+
+class Source:
+    """A trained network: the folder that training left (weights, tokenizer, statistics) and its recipe."""
+
+    def __init__(self, request: CompressRequest, folder: Path, recipe: Recipe) -> None:
+        self.request, self.folder, self.recipe = request, folder, recipe
+        self.changed = False
+
+    @cached_property
+    def body(self) -> Any:
+        """encoded input -> logits [B, K], in evaluation mode."""
+        from safetensors.torch import load_file
+
+        from tasks.train.recipes import build
+
+        feature, num_classes = self.request.feature, len(self.request.label.names)
+        body = build(self.recipe, feature, num_classes, load_stats(self.folder), self.folder)
+        body.load_state_dict(load_file(self.folder / "weights.safetensors"))
+        return body.eval()
+
+    @cached_property
+    def network(self) -> Any:
+        """encoded input -> probabilities [B, K]: the body with softmax behind it."""
+        import torch
+
+        return torch.nn.Sequential(self.body, torch.nn.Softmax(dim=1)).eval()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        if self.request.feature.kind != "text":
+            return None
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.body.parameters())
+
+    def keep(self, room: Path) -> None:
+        """Leave the weights of a network that was trained on or anew, as safetensors."""
+        if self.changed:
+            from safetensors.torch import save_file
+
+            state = {name: value.detach().contiguous() for name, value in self.body.state_dict().items()}
+            save_file(state, room / "weights.safetensors")
+
+
+def smaller(teacher: Source, data: Path, room: Path, learn: Learn) -> Source:
+    """Return the network that the variant asks for: the teacher itself, or one made of it.
+
+    Raises:
+        BadRequest: it can't be made smaller this way.
+    """
+    variant = teacher.request.variant
+    if isinstance(variant, Distilled):
+        from tasks.compress.distil import distil
+
+        return distil(teacher, variant, data, room / "student", learn)
+    if not isinstance(variant, Pruned | Sparse):
+        return teacher
+    from tasks.compress.prune import prune
+
+    made = Source(teacher.request, teacher.folder, teacher.recipe)
+    prune(made, variant, data)
+    made.changed = True
+    return made
+
+
+def answers_of(source: Source, rows: Any) -> np.ndarray:
+    """Ask the network rows in client form; return probabilities [B, K].
+
+    Raises:
+        DrydockError: it answers what is no number.
+    """
+    import numpy as np
+    import torch
+
+    x = torch.from_numpy(encode(source.request.feature, rows, source.tokenizer))
+    with torch.no_grad():
+        answers = torch.cat([source.network(part) for part in x.split(BATCH_ROWS)]).numpy()
+    if not np.isfinite(answers).all():
+        raise DrydockError(f"{source.request.workload}: the trained network answers what is no number")
+    return answers
+
+
+def export(network: Any, request: CompressRequest, path: Path) -> None:
+    """Export to one ONNX file: input [B, N] -> probabilities [B, K], B dynamic; of an encoder, the tokens too.
+
+    Raises:
+        BadRequest: the network can't be traced, or uses an operator that ONNX lacks.
+    """
+    import torch
+
+    dtype = torch.int64 if request.feature.kind == "text" else torch.float32
+    example = torch.zeros((2, *request.feature.shape), dtype=dtype)
+    dynamic = {0: torch.export.Dim("batch")}
+    if getattr(network[0], "any_width", False):
+        # Served texts are padded to the longest of their batch, no further.
+        dynamic[1] = torch.export.Dim("tokens", min=1, max=request.feature.max_tokens)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                network,
+                (example,),
+                str(path),
+                input_names=["input"],
+                output_names=["probabilities"],
+                dynamic_shapes=(dynamic,),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter's own kinds are private, and the network's may be any
+        raise BadRequest(f"{request.workload}: the network can't be exported to ONNX: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost cause in one line: the exporter wraps it in advice of many."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    return f"{type(error).__name__}: {lines[0][:300]}"

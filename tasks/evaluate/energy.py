@@ -1,0 +1,39 @@
+"""What a prediction costs in joules: by the processor's own counter (RAPL) where it can be read, else estimated from
+CPU seconds at a declared power. Which of the two it was stands in the measurement's note."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tasks.spec.rules import Measurement
+
+# One counter a package, in microjoules, which wraps at max_energy_range_uj (Linux, Documentation/power/powercap).
+COUNTERS = Path("/sys/class/powercap")
+WATTS_A_CORE = 10.0
+
+
+def joules_per_1000(ask: Callable[[int], int], calls: int) -> Measurement:
+    """Measure ``ask(call)``, which returns how many rows it asked, ``calls`` times."""
+    before, cpu = _microjoules(), time.process_time()
+    rows = sum(ask(call) for call in range(calls))
+    cpu, after = time.process_time() - cpu, _microjoules()
+    if before and after and all(after[path] >= value for path, value in before.items()):
+        joules, note = sum(after[path] - value for path, value in before.items()) / 1e6, "RAPL, all of the machine"
+    else:
+        joules, note = WATTS_A_CORE * cpu, f"estimate: CPU seconds at {WATTS_A_CORE:g} W"
+    return Measurement(metric="joules_per_1000", value=1000 * joules / rows, samples=rows, note=note)
+
+
+def _microjoules() -> dict[Path, int]:
+    """The counters of all processor packages; none that may be read: empty."""
+    found = {}
+    for path in COUNTERS.glob("intel-rapl:[0-9]*/energy_uj"):
+        if path.parent.name.count(":") > 1:
+            continue  # a part of a package, which counts it again
+        try:
+            found[path] = int(path.read_text())
+        except (OSError, ValueError):
+            return {}
+    return found

@@ -1,0 +1,108 @@
+"""The report's plots: each a matplotlib figure, drawn without a display."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+from tasks.evaluate.pareto import front
+from tasks.spec.rules import Measurement
+
+MOST_SLICES = 60
+
+
+def png(figure: Any) -> bytes:
+    """Return a figure as a PNG."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()
+
+
+def embedded(figure: Any) -> str:
+    """Return a figure as base64, to stand in a page."""
+    return base64.b64encode(png(figure)).decode()
+
+
+def draw_pareto(rows: list[tuple[str, dict[str, float]]]) -> Any:
+    """Draw accuracy over model size and over latency, one point for each candidate; up and left is better. Those
+    that no other beats in both are joined."""
+    figure = _figure(10.4, 4.0)
+    sides = figure.subplots(1, 2, sharey=True)
+    for axes, metric, scale, label in (
+        (sides[0], "model_bytes", 1 / 1024, "model size (KiB)"),
+        (sides[1], "p50_ms", 1.0, "median latency of one row (ms)"),
+    ):
+        points = [(name, scale * values[metric], values["accuracy"]) for name, values in rows]
+        best = sorted((cost, quality) for name, cost, quality in points if name in front(points))
+        axes.plot(*zip(*best, strict=True), color="#8aa0b4", linewidth=1, zorder=1)
+        for name, cost, quality in points:
+            axes.scatter(cost, quality, s=60, marker="*" if name == "champion" else "o", zorder=2)
+            axes.annotate(name, (cost, quality), textcoords="offset points", xytext=(7, 5), fontsize=9)
+        axes.set_xlim(0, 1.35 * max(cost for _, cost, _ in points))
+        axes.margins(y=0.3)
+        axes.set(xlabel=label)
+        axes.grid(alpha=0.3)
+    sides[0].set(ylabel="accuracy on the holdout")
+    return figure
+
+
+def draw_calibration(bins: list[tuple[float, float, int]]) -> Any:
+    """Draw how often the top class is right over how sure the model is: on the diagonal both are the same."""
+    figure = _figure(4.6, 4.0)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="#8aa0b4", linestyle="--", linewidth=1)
+    sure, right, rows = zip(*bins, strict=True)
+    axes.plot(sure, right, color="#1f5f99", linewidth=1)
+    axes.scatter(sure, right, s=[20 + 180 * n / sum(rows) for n in rows], color="#1f5f99")
+    axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence", ylabel="share that is right", title="Calibration")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def draw_slices(measured: list[Measurement]) -> Any:
+    """Draw each slice's value with its interval, worst first."""
+    measured = sorted(measured, key=lambda m: -m.value)
+    figure = _figure(7.0, 1.2 + 0.24 * len(measured))
+    axes = figure.subplots()
+    for place, m in enumerate(measured):
+        low, high = m.low if m.low is not None else m.value, m.high if m.high is not None else m.value
+        axes.plot([low, high], [place, place], color="#8aa0b4", linewidth=2)
+        axes.plot(m.value, place, "o", color="#1f5f99", markersize=5)
+    axes.set(yticks=range(len(measured)), yticklabels=[f"{m.slice} {m.metric} (n = {m.samples})" for m in measured])
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set(title="By class, slice, group and perturbation, with 95 % intervals")
+    axes.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def draw_confusion(matrix: Any, classes: tuple[str, ...]) -> Any:
+    """Draw the confusion matrix, shares of each true class as colour, counts as text."""
+    import numpy as np
+
+    k = len(classes)
+    side = min(0.55 * k, 14.0)
+    figure = _figure(max(4.0, side + 1.6), max(3.6, side + 1.2))
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xticks=range(k), yticks=range(k), xticklabels=classes, yticklabels=classes)
+    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix of the holdout")
+    if k <= 20:
+        for (row, column), count in np.ndenumerate(matrix):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            if count:
+                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    else:
+        axes.tick_params(labelsize=5)
+        axes.tick_params(axis="x", rotation=90)
+    return figure
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

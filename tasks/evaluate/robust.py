@@ -1,0 +1,111 @@
+"""How accuracy holds when inputs are a little worse than the holdout's, and what inputs out of range do.
+
+    B rows   H height   W width   C columns
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tasks.evaluate.metrics import wilson
+from tasks.serve.package import Package
+from tasks.spec.errors import BadRequest
+from tasks.spec.rules import Measurement
+
+MOST_ROWS, BATCH_ROWS = 500, 256
+NOISE_RATIO, TYPO_RATIO = 0.1, 0.1
+Rows = Any
+
+
+def measure_robustness(package: Package, rows: Rows, true: np.ndarray) -> tuple[Measurement, ...]:
+    """Measure accuracy under each perturbation that fits the feature, on at most 500 rows, and ``out_of_range``: the
+    share of impossible inputs that are refused or answered by a probability."""
+    picked = np.linspace(0, len(true) - 1, min(MOST_ROWS, len(true))).astype(int)
+    rows, true = [rows[k] for k in picked] if isinstance(rows, list) else rows[picked], true[picked]
+    feature = package.signature.feature
+    found = []
+    for name, perturb in PERTURBATIONS[feature.kind].items():
+        changed = perturb(rows, feature, np.random.default_rng(0))
+        parts = [package.predict(changed[at : at + BATCH_ROWS]) for at in range(0, len(true), BATCH_ROWS)]
+        hits = int((np.concatenate(parts).argmax(axis=1) == true).sum())
+        low, high = wilson(hits, len(true))
+        found.append(
+            Measurement(
+                metric="accuracy", slice=f"perturbed:{name}", value=hits / len(true), samples=len(true), low=low,
+                high=high,
+            )
+        )  # fmt: skip
+    asked = OUT_OF_RANGE[feature.kind](feature)
+    stood = sum(_stands(package, row) for row in asked)
+    return (*found, Measurement(metric="out_of_range", value=stood / len(asked), samples=len(asked)))
+
+
+def _stands(package: Package, row: Any) -> bool:
+    """Whether an impossible row is refused as a bad request, or answered with probabilities."""
+    try:
+        answer = package.predict([row])
+    except BadRequest:
+        return True
+    return bool(np.isfinite(answer).all())
+
+
+def _image_noise(rows: Rows, feature: Any, draw: np.random.Generator) -> Rows:
+    """Gaussian, a tenth of the range."""
+    noisy = rows + draw.normal(scale=NOISE_RATIO * feature.max_value, size=rows.shape)
+    return np.clip(noisy, 0, feature.max_value).astype(np.float32)
+
+
+def _image_blur(rows: Rows, feature: Any, draw: np.random.Generator) -> Rows:
+    """The mean of each 3 x 3 neighbourhood."""
+    image = np.pad(rows.reshape(-1, feature.height, feature.width), ((0, 0), (1, 1), (1, 1)), mode="edge")
+    height, width = feature.height, feature.width
+    shifted = [image[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    return (sum(shifted) / 9).reshape(rows.shape).astype(np.float32)
+
+
+def _image_shift(rows: Rows, feature: Any, draw: np.random.Generator) -> Rows:
+    """One pixel to the right; what comes in is empty."""
+    image = np.zeros((len(rows), feature.height, feature.width), dtype=np.float32)
+    image[:, :, 1:] = rows.reshape(image.shape)[:, :, :-1]
+    return image.reshape(rows.shape)
+
+
+def _text_typos(rows: Rows, feature: Any, draw: np.random.Generator) -> Rows:
+    """Two neighbouring letters change places in a tenth of the words."""
+    return [" ".join(_typo(word, draw) for word in row.split(" ")) for row in rows]
+
+
+def _typo(word: str, draw: np.random.Generator) -> str:
+    if len(word) < 3 or draw.random() >= TYPO_RATIO:
+        return word
+    at = int(draw.integers(0, len(word) - 1))
+    return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+
+
+def _text_upper(rows: Rows, feature: Any, draw: np.random.Generator) -> Rows:
+    return [row.upper()[: feature.max_chars] for row in rows]
+
+
+def _table_noise(rows: Rows, feature: Any, draw: np.random.Generator) -> Rows:
+    """Gaussian, a tenth of each column's deviation."""
+    return (rows + draw.normal(size=rows.shape) * NOISE_RATIO * np.nanstd(rows, axis=0)).astype(np.float32)
+
+
+def _table_missing(rows: Rows, feature: Any, draw: np.random.Generator) -> Rows:
+    """A tenth of the values is missing."""
+    return np.where(draw.random(rows.shape) < NOISE_RATIO, np.float32(np.nan), rows).astype(np.float32)
+
+
+PERTURBATIONS: dict[str, dict[str, Callable[[Rows, Any, np.random.Generator], Rows]]] = {
+    "image": {"noise": _image_noise, "blur": _image_blur, "shift": _image_shift},
+    "text": {"typos": _text_typos, "upper-case": _text_upper},
+    "table": {"noise": _table_noise, "missing": _table_missing},
+}
+OUT_OF_RANGE: dict[str, Callable[[Any], list[Any]]] = {
+    "image": lambda f: [[value] * f.shape[0] for value in (-1.0, f.max_value + 1.0, float("nan"), float("inf"))],
+    "text": lambda f: ["", "\x00", "\U0001f6a2" * min(f.max_chars, 2000), "x" * (f.max_chars + 1)],
+    "table": lambda f: [[value] * f.shape[0] for value in (-1e30, 1e30, float("nan"), float("inf"))],
+}

@@ -1,0 +1,141 @@
+"""Late ground truth: what served answers should have been, joined by passport, and what that says of the live version.
+
+    <home>/truth/<workload>.parquet    passport, row, label (predicted), truth; one line a served row, the last one told
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tasks.gate.judge import judge
+from tasks.site import Site
+from tasks.spec.errors import BadRequest
+from tasks.spec.load import load_workload
+from tasks.spec.rules import Evidence, Measurement, Verdict
+from tasks.spec.value import Value
+from tasks.store.files import exclusive
+
+COLUMNS = ("passport", "row", "label", "truth")
+# Of the gate's rules those count that late labels can answer.
+ANSWERED = ("accuracy", "macro_f1", "recall", "f1")
+
+
+class Told(Value):
+    """What came of a file of labels: how many were joined, and the live version measured on all that is known."""
+
+    workload: str
+    joined: int
+    unmatched: int
+    version: str | None
+    measured: tuple[Measurement, ...]
+    verdict: Verdict | None
+
+
+def label_predictions(site: Site, workload: str, path: Path, who: str) -> Told:
+    """Join later labels to served predictions and measure the live version again; the ledger keeps the outcome.
+
+    ``path`` is a CSV or Parquet file with the columns ``passport``, ``label`` and, for answers of several rows,
+    ``row``. The same file again changes nothing.
+
+    Raises:
+        BadRequest: the file can't be read, lacks a column, or names a class that the workload does not have.
+    """
+    declared = load_workload(site.workloads, workload)
+    labels = _read(path, declared.data.label.names)
+    served = _served(site.home / "predictions" / workload)
+    joined = {key: (served[key], truth) for key, truth in labels.items() if key in served}
+    with exclusive(site.home / "locks" / f"truth-{workload}.lock"):
+        known = _kept(site.home / "truth" / f"{workload}.parquet", joined)
+    champion = site.ledger.champion(workload)
+    digest = champion.digest_sha256 if champion else ""
+    rows = [pair for (passport, _), pair in known.items() if passport.partition(".")[0] == digest]
+    measured = measure_served(rows, declared.data.label.names)
+    rules = [rule for rule in declared.gate.rules if rule.metric in ANSWERED and rule.against is None]
+    verdict = judge(rules, Evidence(subject=measured)) if measured and rules else None
+    told = Told(
+        workload=workload,
+        joined=len(joined),
+        unmatched=len(labels) - len(joined),
+        version=champion.version if champion else None,
+        measured=measured,
+        verdict=verdict,
+    )
+    _record(site, told, who)
+    return told
+
+
+def measure_served(rows: list[tuple[str, str]], classes: tuple[str, ...]) -> tuple[Measurement, ...]:
+    """Measure (predicted, true) pairs of class names: accuracy, macro F1, and recall and F1 by class."""
+    import numpy as np
+
+    from tasks.evaluate.metrics import measure
+
+    rows = [pair for pair in rows if pair[0] in classes and pair[1] in classes]
+    if not rows:
+        return ()
+    predicted, true = (np.array([classes.index(pair[side]) for pair in rows]) for side in (0, 1))
+    # The log keeps the answer and its probability, not the whole distribution: what needs that is left out.
+    found = measure(true, np.eye(len(classes))[predicted], classes)
+    return tuple(m for m in found if m.metric in ANSWERED)
+
+
+def _record(site: Site, told: Told, who: str) -> None:
+    accuracy = next((m for m in told.measured if m.metric == "accuracy"), None)
+    if accuracy is None:
+        text = f"{told.joined} late labels joined; none is of the live version"
+    else:
+        verdict = told.verdict.verdict if told.verdict else "no rule"
+        text = f"{told.joined} late labels: version {told.version} has accuracy {accuracy.value:.4g} "
+        text += f"({accuracy.low:.4g} to {accuracy.high:.4g}, n = {accuracy.samples}): {verdict}"
+    detail = {"joined": told.joined, "unmatched": told.unmatched}
+    site.ledger.record_event(told.workload, "late labels", who, text, detail)
+
+
+def _read(path: Path, classes: tuple[str, ...]) -> dict[tuple[str, int], str]:
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise BadRequest(f"{path}: is not there")
+    try:
+        table = pq.read_table(path) if path.suffix == ".parquet" else pa.csv.read_csv(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise BadRequest(f"{path}: can't be read as CSV or Parquet: {str(error).splitlines()[0]}") from None
+    for name in ("passport", "label"):
+        if name not in table.column_names:
+            raise BadRequest(f"{path}: has no column {name!r}, has {', '.join(table.column_names)}")
+    numbers = table.column("row").to_pylist() if "row" in table.column_names else [0] * table.num_rows
+    found = {}
+    told = zip(table.column("passport").to_pylist(), numbers, table.column("label").to_pylist(), strict=True)
+    for passport, row, label in told:
+        if str(label) not in classes:
+            raise BadRequest(f"{path}: label {label!r} is no class, must be one of {', '.join(classes)}")
+        found[str(passport), int(row or 0)] = str(label)
+    return found
+
+
+def _served(folder: Path) -> dict[tuple[str, int], str]:
+    """What was answered, by passport and row; replays of kept rows are no one's question."""
+    from tasks.data.predictions import all_predictions
+
+    return {(line["passport"], line["row"]): line["label"] for line in all_predictions(folder) if not line["replayed"]}
+
+
+def _kept(path: Path, joined: dict[tuple[str, int], tuple[str, str]]) -> dict[tuple[str, int], tuple[str, str]]:
+    """Merge into what is kept, write it whole, return all of it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    known = {}
+    if path.exists():
+        for line in pq.read_table(path).to_pylist():
+            known[line["passport"], line["row"]] = (line["label"], line["truth"])
+    known |= joined
+    lines = [dict(zip(COLUMNS, (*key, *pair), strict=True)) for key, pair in sorted(known.items())]
+    if lines:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        working = path.with_suffix(".writing")
+        pq.write_table(pa.Table.from_pylist(lines), working, compression="zstd")
+        working.replace(path)
+    return known
