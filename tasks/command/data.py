@@ -90,9 +90,11 @@ def data_relabel(workload: str, answers: Path, as_json: bool) -> None:
     from tasks.data.corrections import merge
 
     site = Site()
-    classes = load_workload(site.workloads, workload).data.label.names
+    described = load_workload(site.workloads, workload).data
     at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    found = merge(site.corrections, workload, answers, classes, user(), at)
+    found = merge(
+        site.corrections, workload, answers, described.label.names, user(), at, described.feature.kind == "tokens"
+    )
     text = f"{workload}: {found.changed} labels changed, {found.dropped} rows dropped, {found.confirmed} confirmed"
     text += f", {found.unanswered} not answered; kept for {user()}, ./drydock run {workload} applies them"
     facts = found._asdict() | {"room": found.room.model_dump() if found.room else None, "who": user(), "at": at}

@@ -9,7 +9,7 @@ from typing import Any
 from tasks.data.convert import MISSING
 from tasks.data.engine import builtin
 from tasks.data.expression import expression
-from tasks.data.worktable import NUMBERS, TEXTS, WHOLE_ROW, WorkTable, as_text, missing
+from tasks.data.worktable import NUMBERS, TEXTS, WHOLE_ROW, WorkTable, as_text, missing, num_words
 from tasks.spec import clean as c
 from tasks.spec.errors import BadRequest
 
@@ -143,9 +143,19 @@ def fill_value(rule: c.Fill, work: WorkTable, value: Any) -> None:
     work.change(rule.rule, rule.column, missing(column).ifelse(value, column))
 
 
-def allowed_labels(names: tuple[str, ...], column: str, work: WorkTable) -> None:
+def allowed_labels(names: tuple[str, ...], column: str, work: WorkTable, words: str | None = None) -> None:
     label = work[column]
-    work.drop("allowed_labels", column, ~label.isin(list(names)) | label.isnull())
+    if words is None:
+        bad = ~label.isin(list(names))
+    else:
+        bad = ~label.re_search(tags_pattern(names)) | (num_words(label) != num_words(work[words]))
+    work.drop("allowed_labels", column, bad | label.isnull())
+
+
+def tags_pattern(names: tuple[str, ...]) -> str:
+    """Return the pattern (RE2) of a label that is one or more allowed tags."""
+    tag = f"(?:{'|'.join(map(re.escape, names))})"
+    return rf"^{tag}(?: {tag})*$"
 
 
 def _act(rule: Any, work: WorkTable, bad: Any) -> None:

@@ -11,7 +11,7 @@ from tasks.data.engine import ROW, SCRATCH, Engine, engine
 from tasks.data.rawrows import RawRows, write_slim
 from tasks.data.repair import Meaning, apply_rule
 from tasks.data.table import empty_room
-from tasks.data.worktable import IMAGES, NUMBERS, TEXTS, WorkTable
+from tasks.data.worktable import IMAGES, WorkTable, num_words
 from tasks.spec.errors import BadRequest
 from tasks.spec.requests import CleanRequest, CleanResult
 from tasks.store.files import write_json
@@ -73,7 +73,8 @@ def cleaned_table(
 
 
 def _meaning(request: CleanRequest) -> Meaning:
-    return Meaning(request.feature.columns, request.label.column, request.label.names)
+    words = request.feature.columns[0] if request.feature.kind == "tokens" else None
+    return Meaning(request.feature.columns, request.label.column, request.label.names, words)
 
 
 def _image(request: CleanRequest) -> str | None:
@@ -94,11 +95,13 @@ def _base(request: CleanRequest, raw: RawRows, path: Path, room: Path) -> Path:
 def _check_columns(request: CleanRequest, work: WorkTable) -> None:
     """Cleaning ends with the types that the features have. A missing number or text is for the expectations to
     judge; a missing image can't even be stored."""
-    wanted = {"image": IMAGES, "text": TEXTS, "table": NUMBERS}[request.feature.kind]
+    wanted = request.feature.holds
     for name in request.feature.columns:
         if (found := work.kind(name)) != wanted:
             what = f"feature column {name!r} holds {found} after cleaning, must be {wanted}"
             raise BadRequest(f"{request.workload}: {what}; a rule such as parse_number in data.clean changes that")
+    if request.feature.kind == "tokens":
+        _check_tags(request, work)
     if wanted != IMAGES:
         return
     name = request.feature.columns[0]
@@ -108,6 +111,16 @@ def _check_columns(request: CleanRequest, work: WorkTable) -> None:
         found = f"{count} rows have no image (first row_id {work.engine.value(missing[ROW].min())})"
         rule = f"{{rule: drop_missing, column: {name}}}"
         raise BadRequest(f"{request.workload}: {found}; add {rule} to data.clean")
+
+
+def _check_tags(request: CleanRequest, work: WorkTable) -> None:
+    """Each word has a tag still."""
+    name, label = request.feature.columns[0], request.label.column
+    rows = work.alive(name, label)
+    odd = rows.filter(num_words(rows[work.place(name)]) != num_words(rows[work.place(label)]))
+    if count := work.engine.value(odd.count()):
+        found = f"{count} rows have more or fewer words than tags (first row_id {work.engine.value(odd[ROW].min())})"
+        raise BadRequest(f"{request.workload}: {found}; a rule in data.clean must keep the number of both")
 
 
 def _check_names(request: CleanRequest) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.data.corrections import Change, Correction, correct
-from tasks.data.divide import divide
+from tasks.data.divide import NAMES, divide
 from tasks.data.engine import ROW
 from tasks.data.rawrows import RawRows
 from tasks.data.table import SPLITS
@@ -258,7 +258,7 @@ def _data_schema(request: CleanRequest) -> pa.Schema:
 
     feature = request.feature
     width = feature.shape[0]
-    kind = {"image": pa.list_(pa.uint8(), width), "text": pa.string(), "table": pa.float64()}[feature.kind]
+    kind = {"images": pa.list_(pa.uint8(), width), "texts": pa.string(), "numbers": pa.float64()}[feature.holds]
     fields = [("row_id", pa.string()), *((name, kind) for name in feature.columns)]
     return pa.schema([*fields, ("label", pa.string()), ("split", pa.string())])
 
@@ -275,4 +275,5 @@ def _has_validation(request: CleanRequest, work: WorkTable) -> bool:
         return False
     rows = work.alive(request.split.column)
     named = rows[work.place(request.split.column)].strip().lower()
-    return bool(work.engine.value(rows.filter(named == "validation").count()))
+    validation = [name for name, split in NAMES.items() if split == "validation"]
+    return bool(work.engine.value(rows.filter(named.isin(validation)).count()))

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from tasks.data.convert import Place, to_floats, to_images, to_images_from_columns, to_text
+from tasks.data.words import check_as_many, to_words
 from tasks.spec.errors import BadRequest
 from tasks.spec.requests import IngestRequest
 
@@ -24,7 +25,7 @@ def schema_of(request: IngestRequest) -> pa.Schema:
     import pyarrow as pa
 
     feature = request.feature
-    kind = {"image": pa.list_(pa.uint8()), "text": pa.string(), "table": pa.float64()}[feature.kind]
+    kind = {"images": pa.list_(pa.uint8()), "texts": pa.string(), "numbers": pa.float64()}[feature.holds]
     declared = {name: {"text": pa.string(), "number": pa.float64()}[kind] for name, kind in request.columns.items()}
     read = [name for name in feature.columns if name not in request.made_columns]
     fields = dict.fromkeys(read, kind) | {request.label.column: pa.string()}
@@ -72,12 +73,17 @@ def typed(request: IngestRequest, batch: pa.RecordBatch, schema: pa.Schema, plac
             arrays.append(to_images_from_columns([batch.column(item) for item in stored], stored, place))
         elif feature.kind == "image" and name == feature.column:
             arrays.append(to_images(batch.column(name), feature.shape[0], name, place))
+        elif feature.kind == "tokens" and name in (feature.column, request.label.column):
+            arrays.append(to_words(batch.column(name), name, place))
         elif pa.types.is_floating(field.type):
             arrays.append(to_floats(batch.column(name), name, place))
         else:
             arrays.append(to_text(batch.column(name), name, place))
     cast = [array.cast(field.type) for array, field in zip(arrays, schema, strict=True)]
-    return pa.Table.from_arrays(cast, schema=schema)
+    table = pa.Table.from_arrays(cast, schema=schema)
+    if feature.kind == "tokens":
+        check_as_many(table.column(feature.column), table.column(request.label.column), request.label.column, place)
+    return table
 
 
 def _pixel_columns(request: IngestRequest, file: str, there: list[str]) -> list[str]:

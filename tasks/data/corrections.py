@@ -80,13 +80,17 @@ class Merged(NamedTuple):
     room: RoomRef | None
 
 
-def merge(folder: Path, workload: str, answers: Path, classes: tuple[str, ...], who: str, at: str) -> Merged:
+def merge(
+    folder: Path, workload: str, answers: Path, classes: tuple[str, ...], who: str, at: str, is_tagged: bool = False
+) -> Merged:
     """Add a queue's answers to a workload's corrections; a later answer on the same row and label wins.
+
+    With ``is_tagged`` an answer is as many classes as the row's label has tags, with spaces between.
 
     Raises:
         BadRequest: no CSV of a relabel queue, or an answer that is no class; file, line and allowed are named.
     """
-    found, unanswered = _read(answers, classes, who, at)
+    found, unanswered = _read(answers, classes, who, at, is_tagged)
     room = _keep(folder / workload, found) if found else newest(folder, workload)
     kinds = [_kind(item) for item in found]
     counts = {kind: kinds.count(kind) for kind in ("changed", "confirmed", "dropped")}
@@ -171,7 +175,9 @@ def _keep(folder: Path, found: list[Correction]) -> RoomRef:
         return RoomRef(uri=str(room), digest_sha256=digest)
 
 
-def _read(path: Path, classes: tuple[str, ...], who: str, at: str) -> tuple[list[Correction], int]:
+def _read(
+    path: Path, classes: tuple[str, ...], who: str, at: str, is_tagged: bool
+) -> tuple[list[Correction], int]:
     """The answers of a queue's CSV, and how many rows have none."""
     try:
         # A spreadsheet writes a byte order mark, and may write semicolons.
@@ -188,11 +194,19 @@ def _read(path: Path, classes: tuple[str, ...], who: str, at: str) -> tuple[list
         if (answer := (line["answer"] or "").strip()) == "":
             unanswered += 1
             continue
-        if answer not in (*classes, DROP):
-            allowed = f"must be empty, {DROP} or one of {', '.join(classes[:20])}"
+        if answer != DROP and not _is_allowed(answer, line, classes, is_tagged):
+            many = "as many as the label has, each of" if is_tagged else "one of"
+            allowed = f"must be empty, {DROP} or {many} {', '.join(classes[:20])}"
             raise BadRequest(f"{path}: line {lines.line_num}: answer {answer!r}, {allowed}")
         found.append(_correction(path, lines.line_num, line, answer, who, at))
     return found, unanswered
+
+
+def _is_allowed(answer: str, line: dict[str, Any], classes: tuple[str, ...], is_tagged: bool) -> bool:
+    if not is_tagged:
+        return answer in classes
+    tags = answer.split(" ")
+    return set(tags) <= set(classes) and len(tags) == len((line["label"] or "").split(" "))
 
 
 def _correction(path: Path, number: int, line: dict[str, Any], answer: str, who: str, at: str) -> Correction:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tasks.spec.feature import Feature
 
 # What a split column may say; ``test`` is the usual name of a holdout.
-NAMES = {"train": "train", "validation": "validation", "holdout": "holdout", "test": "holdout"}
+NAMES = {"train": "train", "validation": "validation", "dev": "validation", "holdout": "holdout", "test": "holdout"}
 
 
 def divide(table: pa.Table, feature: Feature, split: Split, has_validation: bool) -> np.ndarray:

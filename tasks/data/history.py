@@ -38,8 +38,12 @@ def compared(
 def split_frame(scalars: Any, request: ValidateDataRequest) -> pd.DataFrame:
     """Return one row a split: its rows, their share of all, how far that is off the declared one, its classes."""
     names = ", ".join(f"'{name.replace(chr(39), chr(39) * 2)}'" for name in request.label.names)
-    known = f"count(DISTINCT label) FILTER (WHERE label IN ({names}))::DOUBLE AS classes"
-    query = f"SELECT split, count(*)::DOUBLE AS rows, {known} FROM scalars GROUP BY split ORDER BY split"
+    known, rows = f"count(DISTINCT label) FILTER (WHERE label IN ({names}))::DOUBLE AS classes", "count(*)"
+    source = "scalars"
+    if request.feature.kind == "tokens":
+        source = "(SELECT split, row_id, unnest(string_split(label, ' ')) AS label FROM scalars)"
+        rows = "count(DISTINCT row_id)"
+    query = f"SELECT split, {rows}::DOUBLE AS rows, {known} FROM {source} GROUP BY split ORDER BY split"
     frame = scalars.frame_of(query)
     frame["ratio"] = frame["rows"] / max(frame["rows"].sum(), 1)
     declared = {"validation": request.split.validation, "holdout": request.split.holdout}

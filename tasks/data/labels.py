@@ -14,6 +14,7 @@ from tasks.data.near import near_copies
 from tasks.data.noise import Noise, audit, wilson
 from tasks.data.queue import Item, write_queue
 from tasks.data.table import empty_room, read_table, row_digests, write_table
+from tasks.data.tagging import TagNoise, audit_tags
 from tasks.gate.judge import judge
 from tasks.spec.requests import ValidateLabelsRequest, ValidateLabelsResult
 from tasks.spec.rules import Evidence, Measurement, Rule
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 
 class Found(NamedTuple):
-    """What was measured on B rows. Masks are bool [B]; ``codes`` int64 [B], -1 where a label is no class."""
+    """What was measured on B rows. Masks are bool [B]; ``codes`` int64 [L], -1 where a label is no class: of the B
+    rows, or of all words where each has a tag. ``suggested`` and ``counts`` [S]: the label that each suspect row may
+    have, and how many labels of it are suspected (of words, it may be several)."""
 
     codes: np.ndarray
     class_counts: dict[str, int]
@@ -37,6 +40,8 @@ class Found(NamedTuple):
     near: np.ndarray
     digests: np.ndarray
     noise: Noise
+    suggested: list[str] = []
+    counts: np.ndarray | tuple[int, ...] = ()
 
 
 def validate_labels(request: ValidateLabelsRequest, room: Path) -> ValidateLabelsResult:
@@ -51,13 +56,13 @@ def validate_labels(request: ValidateLabelsRequest, room: Path) -> ValidateLabel
     table = read_table(open_room(request.clean) / "data.parquet")
     right = confirmed(read(request.corrections))
     found = _measure(request, table)
-    found = found._replace(noise=without_confirmed(found, table.column("label").to_pylist(), right))
+    found = without_confirmed(found, table.column("label").to_pylist(), right)
     evidence = Evidence(subject=measurements(found))
     verdict = judge(rules(request.rules), evidence)
     empty_room(room)
-    write_table(room / "suspects.parquet", _suspects(table, found, request.label.names))
+    write_table(room / "suspects.parquet", _suspects(table, found))
     write_table(room / "conflicts.parquet", _conflicts(table, found))
-    write_queue(room, request, table, _queue(table, found, request.label.names, right))
+    write_queue(room, request, table, _queue(table, found, right))
     result = ValidateLabelsResult(
         verdict=verdict,
         class_counts=found.class_counts,
@@ -94,15 +99,16 @@ def measurements(found: Found) -> tuple[Measurement, ...]:
 
     Where the audit could not be made the noise ratio has 0 samples, which the judge calls inconclusive.
     """
-    rows, noise = len(found.codes), found.noise
+    rows, labels, noise = len(found.digests), len(found.codes), found.noise
+    unknown = int((found.codes < 0).sum())
 
     def share(count: int) -> float:
         return int(count) / max(rows, 1)
 
     by_class = [
-        Measurement(metric=metric, slice=f"class:{name}", value=value, samples=rows)
+        Measurement(metric=metric, slice=f"class:{name}", value=value, samples=labels)
         for name, count in found.class_counts.items()
-        for metric, value in (("class_rows", count), ("class_ratio", share(count)))
+        for metric, value in (("class_rows", count), ("class_ratio", int(count) / max(labels, 1)))
     ]
     names = list(found.class_counts)
     by_class += [
@@ -111,7 +117,7 @@ def measurements(found: Found) -> tuple[Measurement, ...]:
     ]
     return (
         *by_class,
-        Measurement(metric="unknown_label_ratio", value=share((found.codes < 0).sum()), samples=rows),
+        Measurement(metric="unknown_label_ratio", value=unknown / max(labels, 1), samples=labels),
         Measurement(metric="conflict_ratio", value=share(found.conflicting.sum()), samples=rows),
         Measurement(metric="leaked_ratio", value=share(found.leaked.sum()), samples=rows),
         Measurement(metric="near_leaked_ratio", value=share(found.near.sum()), samples=rows),
@@ -123,12 +129,10 @@ def measurements(found: Found) -> tuple[Measurement, ...]:
 
 def _measure(request: ValidateLabelsRequest, table: pa.Table) -> Found:
     import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     names = request.label.names
-    index = pc.index_in(table.column("label"), value_set=pa.array(names, pa.string()))
-    codes = np.asarray(pc.fill_null(index, -1).combine_chunks(), dtype=np.int64)
+    codes = _codes(request, table)
+    audited = _audited(request, table, codes)
     digests = row_digests(table, request.feature)
     splits = np.array(table.column("split").to_pylist())
     return Found(
@@ -138,8 +142,35 @@ def _measure(request: ValidateLabelsRequest, table: pa.Table) -> Found:
         leaked=leaked(digests, splits),
         near=near_copies(table, request.feature, splits, request.rules.max_audited_rows),
         digests=digests,
-        noise=audit(table, request.feature, codes, request.rules.max_audited_rows),
+        noise=audited.noise,
+        suggested=audited.suggested,
+        counts=audited.counts,
     )
+
+
+def _codes(request: ValidateLabelsRequest, table: pa.Table) -> np.ndarray:
+    """The class index of each row's label, or of each word's tag, in order; -1 where it is no class."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    labels = table.column("label")
+    if request.feature.kind == "tokens":
+        labels = pc.list_flatten(pc.split_pattern(labels, " "))
+    index = pc.index_in(labels, value_set=pa.array(request.label.names, pa.string()))
+    return np.asarray(pc.fill_null(index, -1).combine_chunks(), dtype=np.int64)
+
+
+def _audited(request: ValidateLabelsRequest, table: pa.Table, codes: np.ndarray) -> TagNoise:
+    import numpy as np
+
+    names, most = request.label.names, request.rules.max_audited_rows
+    if request.feature.kind == "tokens":
+        sides = (table.column(name).to_pylist() for name in (request.feature.column, "label"))
+        sentences, tags = ([text.split(" ") if text else [] for text in side] for side in sides)
+        return audit_tags(sentences, tags, names, most)
+    noise = audit(table, request.feature, codes, most)
+    return TagNoise(noise, [names[code] for code in noise.suggested], np.ones(len(noise.rows), np.int64))
 
 
 def conflicting(digests: np.ndarray, labels: list[str | None]) -> np.ndarray:
@@ -161,35 +192,40 @@ def leaked(digests: np.ndarray, splits: np.ndarray) -> np.ndarray:
     return holdout & np.isin(digests, digests[~holdout])
 
 
-def without_confirmed(found: Found, labels: list[str | None], right: set[tuple[str, str]]) -> Noise:
+def without_confirmed(found: Found, labels: list[str | None], right: set[tuple[str, str]]) -> Found:
     """Return the audit without the suspects whose label a person has confirmed: those are known to be no errors."""
     import numpy as np
 
     noise = found.noise
     known = [(found.digests[row].decode(), labels[row]) in right for row in noise.rows]
     if not any(known):
-        return noise
+        return found
     mask = np.array(known)
-    codes = found.codes[noise.rows[mask]]
-    ratio = max(0.0, noise.ratio - float(mask.sum()) / noise.samples)
+    ratio = max(0.0, noise.ratio - float(np.asarray(found.counts)[mask].sum()) / noise.samples)
     low, high = wilson(ratio, noise.samples)
-    by_class = {
-        code: (max(0.0, value - float((codes == code).sum()) / max(count, 1)), count)
-        for code, (value, count) in noise.by_class.items()
-    }
+    by_class = noise.by_class
+    if len(found.codes) == len(found.digests):  # Of words, which tags of a row were suspected is not kept.
+        codes = found.codes[noise.rows[mask]]
+        by_class = {
+            code: (max(0.0, value - float((codes == code).sum()) / max(count, 1)), count)
+            for code, (value, count) in noise.by_class.items()
+        }
+    counts = np.asarray(found.counts)
     kept = {name: getattr(noise, name)[~mask] for name in ("rows", "suggested", "quality")}
-    return noise._replace(ratio=ratio, low=low, high=high, by_class=by_class, **kept)
+    noise = noise._replace(ratio=ratio, low=low, high=high, by_class=by_class, **kept)
+    left = [label for label, is_known in zip(found.suggested, known, strict=True) if not is_known]
+    return found._replace(noise=noise, suggested=left, counts=counts[~mask])
 
 
-def _queue(table: pa.Table, found: Found, names: tuple[str, ...], right: set[tuple[str, str]]) -> list[Item]:
+def _queue(table: pa.Table, found: Found, right: set[tuple[str, str]]) -> list[Item]:
     """What people should look at: suspects, worst first; then rows in conflict, twins side by side."""
     import numpy as np
 
     noise, keys = found.noise, [digest.decode() for digest in found.digests]
     suspected = "the model disagrees"
     items = [
-        Item(int(row), keys[row], names[suggested], float(quality), suspected)
-        for row, suggested, quality in zip(noise.rows, noise.suggested, noise.quality, strict=True)
+        Item(int(row), keys[row], suggested, float(quality), suspected)
+        for row, suggested, quality in zip(noise.rows, found.suggested, noise.quality, strict=True)
     ]
     seen, labels = set(noise.rows.tolist()), table.column("label").to_pylist()
     rest = [row for row in np.flatnonzero(found.conflicting) if row not in seen]
@@ -197,12 +233,12 @@ def _queue(table: pa.Table, found: Found, names: tuple[str, ...], right: set[tup
     return items + [Item(int(row), keys[row], "", None, "equal rows have different labels") for row in rest]
 
 
-def _suspects(table: pa.Table, found: Found, names: tuple[str, ...]) -> pa.Table:
+def _suspects(table: pa.Table, found: Found) -> pa.Table:
     import pyarrow as pa
 
     noise = found.noise
     rows = table.select(["row_id", "label"]).take(pa.array(noise.rows, pa.int64()))
-    suggested = pa.array([names[code] for code in noise.suggested], pa.string())
+    suggested = pa.array(found.suggested, pa.string())
     quality = pa.array(noise.quality, pa.float64())
     return rows.append_column("suggested", suggested).append_column("quality", quality)
 

@@ -22,7 +22,7 @@ WIDTH, SEED = 64, 0
 CANDIDATES = 3
 # Cosines from which two rows are near: texts by their letter triples and quadruples, images by their pixels around
 # the mean. Rows are candidates from SLACK below, about four standard deviations of the projection's error.
-NEAR = {"text": 0.9, "image": 0.99}
+NEAR = {"texts": 0.9, "images": 0.99}
 SLACK = 0.06
 BLOCK = 1024
 # Numbers of a table are near where they agree to so many significant digits, all of them.
@@ -58,9 +58,9 @@ def _near(table: pa.Table, feature: Feature, num_ours: int) -> np.ndarray:
     if feature.kind == "table":
         rounded = _rounded(numbers(table, feature))
         return np.isin(rounded[:num_ours], rounded[num_ours:])
-    vectors = _texts(table, feature) if feature.kind == "text" else _images(table, feature)
+    vectors = _texts(table, feature) if feature.holds == "texts" else _images(table, feature)
     projected = _projected(vectors)
-    limit = NEAR[feature.kind]
+    limit = NEAR[feature.holds]
     found = np.zeros(num_ours, bool)
     for start in range(0, num_ours, BLOCK):
         block = slice(start, min(start + BLOCK, num_ours))

@@ -15,6 +15,7 @@ from tasks.data.corrections import DROP
 from tasks.data.page import render
 from tasks.data.picture import data_uri
 from tasks.data.table import images
+from tasks.data.tagging import differing
 from tasks.store.files import write_whole
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ def write_queue(room: Path, request: ValidateLabelsRequest, table: pa.Table, ite
         columns=COLUMNS,
         total=len(rows),
         items=shown,
-        choices=[*request.label.names, DROP],
     )
     write_whole(room / "queue.html", page)
 
@@ -65,7 +65,7 @@ def _row(request: ValidateLabelsRequest, table: pa.Table, item: Item) -> dict[st
 def _content(request: ValidateLabelsRequest, table: pa.Table, item: Item) -> str:
     """What a person judges by: the text, or the numbers of a table's row."""
     cells = {name: table.column(name)[item.row].as_py() for name in request.feature.columns}
-    if request.feature.kind == "text":
+    if request.feature.holds == "texts":
         text = str(cells[request.feature.columns[0]] or "")
         return text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 1] + "…"
     return ", ".join(f"{name} = {'missing' if v is None else format(v, '.6g')}" for name, v in cells.items())
@@ -73,10 +73,16 @@ def _content(request: ValidateLabelsRequest, table: pa.Table, item: Item) -> str
 
 def _shown(request: ValidateLabelsRequest, table: pa.Table, item: Item, row: dict[str, str]) -> dict[str, Any]:
     feature = request.feature
+    facts = {"row": row, "picture": "", "text": "", "differs": "", "choices": [*request.label.names, DROP]}
+    if feature.kind == "tokens":
+        words = str(table.column(feature.column)[item.row].as_py())
+        differs = differing(words, row["label"], row["suggested"])
+        choices = list(dict.fromkeys([row["label"], *([row["suggested"]] if row["suggested"] else []), DROP]))
+        return facts | {"text": _content(request, table, item), "differs": differs, "choices": choices}
     if feature.kind != "image":
-        return {"row": row, "picture": "", "text": _content(request, table, item)}
+        return facts | {"text": _content(request, table, item)}
     pixels = images(table.column(feature.column).slice(item.row, 1), feature.shape[0])
-    return {"row": row, "picture": data_uri(pixels[0], feature), "text": ""}
+    return facts | {"picture": data_uri(pixels[0], feature)}
 
 
 def _csv(rows: list[dict[str, str]]) -> str:

@@ -12,11 +12,13 @@ from tasks.spec import clean as c
 
 
 class Meaning(NamedTuple):
-    """What rules on whole rows need to know: the features, and the label with its classes."""
+    """What rules on whole rows need to know: the features, and the label with its classes; the column of words, where
+    the label is a tag for each of them."""
 
     features: tuple[str, ...]
     label: str
     classes: tuple[str, ...]
+    words: str | None = None
 
 
 def apply_rule(rule: c.CleanRule, work: WorkTable, meaning: Meaning) -> None:
@@ -28,7 +30,7 @@ def apply_rule(rule: c.CleanRule, work: WorkTable, meaning: Meaning) -> None:
     if isinstance(rule, c.Replace | c.Match):
         cells.check_pattern(rule.rule, rule.pattern)
     if isinstance(rule, c.Allowed):
-        cells.allowed_labels(meaning.classes, meaning.label, work)
+        cells.allowed_labels(meaning.classes, meaning.label, work, meaning.words)
     elif isinstance(rule, c.DropDuplicates):
         groups.duplicates(rule.columns or (*meaning.features, meaning.label), work)
     else:

@@ -14,6 +14,7 @@ from tasks.data.picture import data_uri
 from tasks.data.profile import BINS, counted
 from tasks.data.scalars import ROW, VIEW, Scalars, named, opened
 from tasks.data.table import SPLITS, images, read_table
+from tasks.data.tagging import differing
 from tasks.spec.privacy import TOLD
 from tasks.store.room import open_room
 
@@ -32,6 +33,8 @@ OWN = ("row_id", "label", "split")
 def report(facts: dict[str, Any], request: VersionRequest, data: Path, before: dict[str, Any] | None = None) -> str:
     """Return the page of a revision. ``facts`` are its own, ``before`` those of the last accepted revision."""
     classes = sorted(facts["class_counts"], key=lambda name: -facts["class_counts"][name])
+    # A row of words is of no single class.
+    drawn = classes if request.feature.kind != "tokens" else ["all rows"]
     with opened(data, request.feature) as scalars:
         frame = scalars.frame()
         missing = _missing(scalars)
@@ -41,8 +44,8 @@ def report(facts: dict[str, Any], request: VersionRequest, data: Path, before: d
         facts=facts,
         classes=_classes(facts, request, data),
         splits=SPLITS,
-        legend=[(name, drawing.colour(place)) for place, name in enumerate(_drawn(classes))],
-        columns=_columns(frame, classes, facts["profile"]),
+        legend=[(name, drawing.colour(place)) for place, name in enumerate(_drawn(drawn))],
+        columns=_columns(frame, drawn, facts["profile"]),
         sampled=sampled,
         missing=drawing.missing_map(missing),
         lacking={name: sum(ratios) / len(ratios) for name, ratios in missing.items() if any(ratios)},
@@ -75,7 +78,7 @@ def _classes(facts: dict[str, Any], request: VersionRequest, data: Path) -> list
         {
             "name": name,
             "rows": count,
-            "ratio": count / max(facts["rows"], 1),
+            "ratio": count / max(sum(facts["class_counts"].values()), 1),
             "bar": drawing.meter(count, None, highest),
             "noise": noise.get(name),
             "picture": pictures.get(name, ""),
@@ -194,16 +197,20 @@ def _worst(request: VersionRequest, data: Path) -> list[dict[str, Any]]:
     table = read_table(data)
     place = pc.index_in(suspects.column("row_id"), value_set=table.column("row_id").combine_chunks()).to_pylist()
     rows = zip(suspects.to_pylist(), place, strict=True)
-    return [row | _content(request, table, index) for row, index in rows if index is not None]
+    return [row | _content(request, table, index, row) for row, index in rows if index is not None]
 
 
-def _content(request: VersionRequest, table: Any, index: int) -> dict[str, str]:
+def _content(request: VersionRequest, table: Any, index: int, suspect: dict[str, Any]) -> dict[str, str]:
     feature = request.feature
+    if feature.kind == "tokens":
+        words = table.column(feature.column)[index].as_py()
+        changed = differing(words, suspect["label"], suspect["suggested"])
+        return {"picture": "", "text": words[:CHARS], "label": "", "suggested": changed}
     if feature.kind == "image":
         pixels = images(table.column(feature.column).slice(index, 1), feature.shape[0])
         return {"picture": data_uri(pixels[0], feature), "text": ""}
     cells = {name: table.column(name)[index].as_py() for name in feature.columns}
-    if feature.kind == "text":
+    if feature.holds == "texts":
         return {"picture": "", "text": str(cells[feature.column] or "")[:CHARS]}
     lines = [f"{name} = {drawing.number(value)}" for name, value in cells.items()]
     return {"picture": "", "text": "\n".join(lines)[:CHARS]}

@@ -98,7 +98,7 @@ def _columns(path: Path, feature: Feature) -> str:
             parts += _image(name)
         else:
             parts.append(named(name))
-        if feature.kind == "text" and name == feature.column:
+        if feature.holds == "texts" and name == feature.column:
             parts.append(f"length({named(name)})::DOUBLE AS {named(f'{name}_chars')}")
     return ", ".join([*parts, ROW])
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from tasks.data.cells import tags_pattern
 from tasks.data.scalars import GROUP_ROWS, IMAGE_PARTS
 from tasks.data.table import SPLITS
 
@@ -59,19 +60,26 @@ def _clean(request: ValidateDataRequest) -> list[Expectation]:
     rows = {"min_value": rules.min_rows, **({"max_value": rules.max_rows} if rules.max_rows else {})}
     alike = [GROUP_ROWS] if request.anonymity else []
     columns = {"column_set": sorted({"row_id", "label", "split", REJECTED, *alike, *_scalars(request)})}
-    classes = {"column": "label", "value_set": list(request.label.names)}
-    kind = {"image": _image, "text": _text, "table": _table}[feature.kind]
+    kind = {"images": _image, "texts": _text, "numbers": _table}[feature.holds]
     return [
         _expect("table_row_count_to_be_between", "rows", "data.expectations.min_rows, max_rows", **rows),
         _expect("table_columns_to_match_set", "columns", "the columns of a cleaned table", **columns),
         _expect("column_values_to_be_unique", "row_id", "each row has its own id", column="row_id"),
         _expect("column_values_to_not_be_null", "label", "every row has a label", column="label"),
-        _expect("column_values_to_be_in_set", "classes", "data.label.classes", **classes),
+        _classes(request),
         _expect("column_values_to_be_in_set", "split", "no other split", column="split", value_set=list(SPLITS)),
         _at_most("rejected", REJECTED, rules.max_rejected_ratio, "data.expectations.max_rejected_ratio"),
         *kind(feature),
         *_anonymity(request),
     ]
+
+
+def _classes(request: ValidateDataRequest) -> Expectation:
+    """Each label is a class; of words, each tag is."""
+    names, why = request.label.names, "data.label.classes"
+    if request.feature.kind == "tokens":
+        return _expect("column_values_to_match_regex", "classes", why, column="label", regex=tags_pattern(names))
+    return _expect("column_values_to_be_in_set", "classes", why, column="label", value_set=list(names))
 
 
 def _anonymity(request: ValidateDataRequest) -> list[Expectation]:
@@ -119,7 +127,7 @@ def _scalars(request: ValidateDataRequest) -> list[str]:
     feature = request.feature
     if feature.kind == "image":
         return [f"{feature.column}_{part}" for part in IMAGE_PARTS]
-    return [feature.column, f"{feature.column}_chars"] if feature.kind == "text" else list(feature.columns)
+    return [feature.column, f"{feature.column}_chars"] if feature.holds == "texts" else list(feature.columns)
 
 
 def _image(feature: Any) -> list[Expectation]:

@@ -77,6 +77,16 @@ def numbers(table: pa.Table, feature: Feature) -> np.ndarray:
     return array + 0.0
 
 
+def class_counts(table: pa.Table, feature: Feature) -> dict[str, int]:
+    """Return how many rows each label has; of words, how many words each tag has."""
+    import pyarrow.compute as pc
+
+    labels = table.column("label")
+    if feature.kind == "tokens":
+        labels = pc.list_flatten(pc.split_pattern(labels, " "))
+    return {str(item["values"]): item["counts"] for item in labels.value_counts().to_pylist()}
+
+
 def row_digests(table: pa.Table, feature: Feature) -> np.ndarray:
     """Return 128 bits (hex) of each row's features, S32 [B]: equal features, equal digest (BLAKE2b)."""
     import numpy as np
@@ -88,7 +98,7 @@ def row_digests(table: pa.Table, feature: Feature) -> np.ndarray:
 def _rows_as_bytes(table: pa.Table, feature: Feature) -> Iterator[bytes]:
     import numpy as np
 
-    if feature.kind == "text":
+    if feature.holds == "texts":
         texts = table.column(feature.column).to_pylist()
         yield from (b"\x00" if text is None else b"\x01" + text.encode() for text in texts)
         return

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.data import tags
 from tasks.data.corrections import read, summary
 from tasks.data.report import report
-from tasks.data.table import SPLITS, empty_room, read_table, write_table
+from tasks.data.table import SPLITS, class_counts, empty_room, read_table, write_table
 from tasks.data.version_store import DATA, POINTER, Remote, fetch, keep, object_path
 from tasks.spec.errors import IntegrityLost
 from tasks.spec.requests import VersionRequest, VersionResult
@@ -133,7 +133,7 @@ def _facts(request: VersionRequest, data: Path, digest: str, name: str) -> dict[
         "data_sha256": digest,
         "rows": table.num_rows,
         "rows_by_split": {split: 0 for split in SPLITS} | _counts(table.column("split")),
-        "class_counts": dict(sorted(_counts(table.column("label")).items())),
+        "class_counts": dict(sorted(class_counts(table, request.feature).items())),
         "schema": profile["schema"],
         "validation": validation,
         "labels": json.loads((labels / "report.json").read_text()),

@@ -132,6 +132,11 @@ def as_text(column: Any) -> Any:
     return column.cast("string")
 
 
+def num_words(column: Any) -> Any:
+    """Return how many words a text has, with one space between two of them."""
+    return column.length() - column.replace(" ", "").length() + 1
+
+
 def missing(column: Any) -> Any:
     """Return where a column has nothing: null, or an empty text."""
     return column.isnull() | (column == "") if column.type().is_string() else column.isnull()

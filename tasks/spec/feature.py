@@ -3,12 +3,12 @@
 ``encode`` is the one place where a column becomes an array: training, evaluation and serving call it, so
 a model is asked at serving exactly what it was asked in training.
 
-    B rows   H height   W width   C table columns   T tokens
+    B rows   H height   W width   C table columns   T tokens (pieces of words)
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,10 +19,17 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+# What the stored columns hold, which is what the data steps ask.
+Holds = Literal["images", "texts", "numbers"]
+# The target of a piece that has no tag of its own, as torch's losses leave it out.
+NO_TAG = -100
+
+
 class ImageFeature(Value):
     """Grey images of one size, stored as H*W bytes a row (row-major), 0 to ``max_value``."""
 
     kind: Literal["image"]
+    holds: ClassVar[Holds] = "images"
     column: str = "pixels"
     height: int = Field(ge=1, le=4096)
     width: int = Field(ge=1, le=4096)
@@ -41,6 +48,7 @@ class TextFeature(Value):
     """Short texts; a byte-pair tokenizer is fitted on the training split and travels in the package."""
 
     kind: Literal["text"]
+    holds: ClassVar[Holds] = "texts"
     column: str = "text"
     max_tokens: int = Field(default=64, ge=4, le=4096)
     vocabulary: int = Field(default=4000, ge=256, le=200_000)
@@ -55,10 +63,34 @@ class TextFeature(Value):
         return (self.max_tokens,)
 
 
+class TokensFeature(Value):
+    """Words, each with a tag of its own (named entities): a row's label is as many tags, of ``label.classes`` each.
+
+    Both are stored as one text with a space between two words, or two tags. A byte-pair tokenizer takes words apart;
+    a word's tag is asked at its first piece.
+    """
+
+    kind: Literal["tokens"]
+    holds: ClassVar[Holds] = "texts"
+    column: str = "tokens"
+    max_tokens: int = Field(default=128, ge=4, le=4096, description="pieces of words; what is beyond is cut")
+    vocabulary: int = Field(default=8000, ge=256, le=200_000)
+    max_chars: int = Field(default=10_000, ge=1, description="of all words of a row; more is a bad request")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.max_tokens,)
+
+
 class TableFeature(Value):
     """Numeric columns; the model's graph standardises them and fills missing values with the training mean."""
 
     kind: Literal["table"]
+    holds: ClassVar[Holds] = "numbers"
     columns: tuple[str, ...] = Field(min_length=1)
 
     @property
@@ -72,8 +104,8 @@ class TableFeature(Value):
         return self
 
 
-Feature = Annotated[ImageFeature | TextFeature | TableFeature, Field(discriminator="kind")]
-register_tags("image", "text", "table")
+Feature = Annotated[ImageFeature | TextFeature | TokensFeature | TableFeature, Field(discriminator="kind")]
+register_tags("image", "text", "tokens", "table")
 
 
 def encode(feature: Feature, rows: Any, tokenizer: Any = None, pad_to_longest: bool = False) -> np.ndarray:
@@ -81,15 +113,17 @@ def encode(feature: Feature, rows: Any, tokenizer: Any = None, pad_to_longest: b
 
     image: rows [B, H*W] or [B, H, W] numbers -> float32 [B, H*W] (scaled inside the graph);
     table: rows [B, C] numbers -> float32 [B, C] (NaN is missing); text: B strings -> int64 [B, T],
-    with ``pad_to_longest`` T is no more than the longest of these texts needs.
+    with ``pad_to_longest`` T is no more than the longest of these texts needs; tokens: B lists of words -> as text.
 
     Raises:
         BadRequest: wrong width, a value that is no number, or a text longer than ``max_chars``.
     """
     import numpy as np
 
+    if feature.kind == "tokens":
+        return _padded(feature, _pieces(feature, rows, tokenizer), pad_to_longest)
     if feature.kind == "text":
-        return _tokens(feature, rows, tokenizer, pad_to_longest)
+        return _padded(feature, tokenizer.encode_batch(check_texts(feature, rows)), pad_to_longest)
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes infinite, and is refused
             array = np.asarray(rows, dtype=np.float32)
@@ -123,9 +157,11 @@ def check_texts(feature: TextFeature, texts: Any) -> list[str]:
 
 
 def columns_to_rows(table: Any, feature: Feature) -> Any:
-    """Return a table's feature columns as rows: text list, or float32 [B, N]."""
+    """Return a table's feature columns as rows: a list of texts, or of lists of words, or float32 [B, N]."""
     import numpy as np
 
+    if feature.kind == "tokens":
+        return [text.split(" ") for text in table.column(feature.column).to_pylist()]
     if feature.kind == "text":
         return table.column(feature.column).to_pylist()
     if feature.kind == "image":
@@ -134,11 +170,52 @@ def columns_to_rows(table: Any, feature: Feature) -> Any:
     return np.column_stack([table.column(name).to_numpy() for name in feature.columns]).astype(np.float32)
 
 
-def _tokens(feature: TextFeature, texts: Any, tokenizer: Any, pad_to_longest: bool) -> np.ndarray:
-    """[B] strings -> int64 [B, T]: cut at T, padded with 0."""
+def encode_tags(feature: TokensFeature, rows: list[list[str]], tags: list[list[int]], tokenizer: Any) -> np.ndarray:
+    """Return the tags' codes where ``encode`` has their words' first pieces, int64 [B, T]; NO_TAG elsewhere."""
     import numpy as np
 
-    rows = [encoding.ids[: feature.max_tokens] for encoding in tokenizer.encode_batch(check_texts(feature, texts))]
+    pieces = _pieces(feature, rows, tokenizer)
+    out = np.full((len(pieces), feature.max_tokens), NO_TAG, dtype=np.int64)
+    for row, (encoding, codes) in enumerate(zip(pieces, tags, strict=True)):
+        for word, place in first_pieces(feature, encoding).items():
+            out[row, place] = codes[word]
+    return out
+
+
+def first_pieces(feature: TokensFeature, encoding: Any) -> dict[int, int]:
+    """Return the place of each word's first piece, by the word's index; a word that was cut off has none."""
+    places: dict[int, int] = {}
+    for place, word in enumerate(encoding.word_ids[: feature.max_tokens]):
+        if word is not None:
+            places.setdefault(word, place)
+    return places
+
+
+def check_words(feature: TokensFeature, rows: Any) -> list[list[str]]:
+    """Return the lists of words as they may be encoded.
+
+    Raises:
+        BadRequest: no list of words, a word that is empty or holds white space, or too many characters.
+    """
+    for row in rows:
+        if not isinstance(row, list | tuple) or not row or not all(isinstance(word, str) for word in row):
+            raise BadRequest(f"tokens input: found {str(row)[:40]!r}, must be a list of one word or more")
+        if odd := [word for word in row if not word or word != "".join(word.split())]:
+            raise BadRequest(f"tokens input: found the word {odd[0][:40]!r}, must not be empty or hold white space")
+        if (length := sum(map(len, row))) > feature.max_chars:
+            raise BadRequest(f"tokens input: found {length} characters, must be {feature.max_chars} or fewer")
+    return [list(row) for row in rows]
+
+
+def _pieces(feature: TokensFeature, rows: Any, tokenizer: Any) -> list[Any]:
+    return tokenizer.encode_batch(check_words(feature, rows), is_pretokenized=True)
+
+
+def _padded(feature: TextFeature | TokensFeature, encodings: list[Any], pad_to_longest: bool) -> np.ndarray:
+    """B encodings -> int64 [B, T]: cut at T, padded with 0."""
+    import numpy as np
+
+    rows = [encoding.ids[: feature.max_tokens] for encoding in encodings]
     # A graph can't be asked for a width of 0, which an empty text would have.
     width = max([1, *map(len, rows)]) if pad_to_longest else feature.max_tokens
     out = np.zeros((len(rows), width), dtype=np.int64)
