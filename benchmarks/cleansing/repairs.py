@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from tasks.data.clean import cleaned_table
 from tasks.data.engine import ROW, engine
 from tasks.data.repair import Meaning
+from tasks.data.worktable import as_text
 from tasks.spec import clean as c
 
 
@@ -68,7 +69,10 @@ def repaired(folder: Path, rules: tuple[c.CleanRule, ...], room: Path) -> Score:
     room.mkdir(parents=True)
     with engine(room, folder, 256 << 20) as running:
         work = cleaned_table(running, rules, folder / "dirty.parquet", Meaning((), "", ()))
-        found = running.table(work.alive(*work.names).order_by(ROW))
+        alive = work.alive(*work.names)
+        # A text that became a number is compared as a log shows it.
+        texts = {work.place(name): as_text(alive[work.place(name)]) for name in work.names}
+        found = running.table(alive.mutate(**texts).order_by(ROW))
     wrong = written = right = 0
     for name in dirty.column_names:
         cells = [table.column(column) for table, column in ((dirty, name), (found, work.place(name)), (clean, name))]

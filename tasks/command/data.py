@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,28 @@ def data_get(revision: str, folder: Path) -> None:
 
     site = Site()
     click.echo(get(site.datasets, revision, folder, site.dataset_remote))
+
+
+@data.command("suggest")
+@click.argument("workload")
+@json_option
+def data_suggest(workload: str, as_json: bool) -> None:
+    """Suggest cleaning rules and dependencies that WORKLOAD's source shows, as YAML to read and paste."""
+    from tasks.data.suggest import fragment, suggest
+    from tasks.plan import request_for
+    from tasks.steps import run_step
+    from tasks.store.room import open_room
+
+    site = Site()
+    described = load_workload(site.workloads, workload)
+    read: Any = run_step("ingest", request_for("ingest", described, {}, site), site)
+    label, split, feature = described.data.label.column, described.data.split.column, described.data.feature
+    # Words and their tags change together or not at all.
+    left = (label, *([split] if split else []), *(feature.columns if feature.kind == "tokens" else ()))
+    with tempfile.TemporaryDirectory(prefix="drydock-suggest-") as scratch:
+        found = suggest(open_room(read.room) / "raw.parquet", Path(scratch), left)
+    told = [{"rule": s.rule.model_dump(mode="json"), "support": s.support, "rows": s.rows, "why": s.why} for s in found]
+    give(told, as_json, fragment(found, f"{workload}: {read.rows} rows"))
 
 
 @data.command("relabel")

@@ -80,6 +80,10 @@ class Engine:
         # Fetched, since a connection is busy until a result was.
         self._connection.execute(statement).fetchall()
 
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """Return the rows of a query in the engine's own SQL."""
+        return self._connection.execute(query).fetchall()
+
     def function(self, call: Callable[..., Any], name: str, takes: tuple[str, ...], gives: str) -> Any:
         """Return a function on Arrow arrays as one that expressions call. Types are Ibis's names."""
         import ibis
