@@ -60,12 +60,17 @@ def speed_rows(base: Path) -> list[dict[str, Any]]:
     """Clean and validate a large table, ours and the same by hand in DuckDB, each in a process of its own."""
     say(f"generating {ROWS} rows x {COLUMNS} columns")
     raw = generate(base / "raw")
-    say("cleaning and validating: ours, then by hand")
+    say("cleaning and validating: ours, by hand, in pandas")
     ours, hand = measured("ours", raw, base / "ours"), measured("hand", raw, base / "hand")
-    assert ours.facts == hand.facts, f"ours found {ours.facts}, by hand {hand.facts}"
+    pandas = measured("pandas", raw, base / "pandas")
+    assert ours.facts == hand.facts == pandas.facts, f"ours {ours.facts}, by hand {hand.facts}, pandas {pandas.facts}"
+    faster = pandas.validated.seconds / ours.validated.seconds
     return [
         *stage_rows("clean", ours.cleaned, hand.cleaned, None),
         *stage_rows("clean and validate", ours.validated, hand.validated, SPEED_LIMIT),
+        at_least("clean and validate: in pandas and GX, s", pandas.validated.seconds, None),
+        at_least("clean and validate: speed, of that in pandas", faster, 1.0),
+        at_most("clean and validate: in pandas and GX, peak memory, MB", pandas.validated.megabytes, None),
     ]
 
 

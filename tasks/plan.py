@@ -92,6 +92,8 @@ def validate_data(workload: Workload, done: Done, site: Site, item: Any = None) 
         sources=tuple(done["ingest"]["sources"]),
         previous=last_accepted(site.datasets, workload.name, apart),
         anonymity=data.privacy.anonymity,
+        columns=tuple(data.columns),
+        made_columns=data.made_columns,
     )
 
 

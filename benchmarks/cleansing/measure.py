@@ -74,9 +74,19 @@ def hand(raw: Path, room: Path, began: float) -> tuple[dict[str, Any], Stage]:
     return facts | {"valid": validate_by_hand(connection, room)}, cleaned
 
 
+def pandas(raw: Path, room: Path, began: float) -> tuple[dict[str, Any], Stage]:
+    """The same in pandas and Great Expectations, all in memory."""
+    from cleansing.by_pandas import clean_by_pandas, validate_by_gx
+
+    room.mkdir(parents=True)
+    frame, facts = clean_by_pandas(raw / "raw.parquet", room)
+    cleaned = spent(began)
+    return facts | {"valid": validate_by_gx(frame)}, cleaned
+
+
 def main(arm: str, raw: Path, room: Path) -> None:
     began = time.monotonic()
-    facts, cleaned = {"ours": ours, "hand": hand}[arm](raw, room, began)
+    facts, cleaned = {"ours": ours, "hand": hand, "pandas": pandas}[arm](raw, room, began)
     print(json.dumps([facts, cleaned, spent(began)]))
 
 

@@ -44,11 +44,14 @@ def validate_request(
     """The validation of what the cleaning left."""
     return ValidateDataRequest(
         workload=asked.workload,
+        raw=asked.raw,
         clean=RoomRef(uri=str(room), digest_sha256=digest),
         rows_in=result.rows_in,
         dropped_rows=result.dropped_rows,
         feature=asked.feature,
         label=asked.label,
+        split=asked.split,
+        columns=("zip", "city"),
         expectations=Expectations(),
         suites_sha256=suites,
     )

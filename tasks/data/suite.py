@@ -47,7 +47,8 @@ def judged(item: Expectation, severity: Severity) -> Expectation:
 
 
 def _raw(request: ValidateDataRequest) -> list[Expectation]:
-    names = {request.label.column, *_scalars(request)} | ({request.split.column} if request.split.column else set())
+    names = {request.label.column, *_scalars(request)} - set(request.made_columns)
+    names |= {*request.columns, *([request.split.column] if request.split.column else [])}
     some = {"column": request.label.column, "mostly": 0.5}
     return [
         _expect("table_columns_to_match_set", "raw_columns", "the declared columns", column_set=sorted(names)),

@@ -106,6 +106,8 @@ class ValidateDataRequest(Value):
     sources: tuple[str, ...] = Field(default=(), description="SHA-256 of each source file")
     previous: Previous | None = None
     anonymity: Anonymity | None = None
+    columns: tuple[str, ...] = Field(default=(), description="further columns of the raw table")
+    made_columns: tuple[str, ...] = Field(default=(), description="features that cleaning made")
 
 
 class ValidateDataResult(Value):

@@ -353,3 +353,12 @@ def test_rows_of_small_groups_stop_the_run_or_go_to_quarantine(tmp_path):
     aside = run(tmp_path, columns, feature, anonymity=anonymity, expectations=rules)
     assert (aside.success, aside.quarantined) == (True, 20)
     assert run(tmp_path, columns, feature, anonymity=Anonymity(columns=("age",), k=20)).success
+
+
+def test_further_columns_and_those_that_cleaning_makes_are_expected_where_they_are(tmp_path):
+    numbers = [1.0 + row % 7 for row in range(ROWS)]
+    columns = {"n": numbers, "extra": numbers}
+    feature = TableFeature(kind="table", columns=("n", "extra"))
+    assert run(tmp_path, columns, feature, made_columns=("extra",)).success
+    refused = run(tmp_path, columns, feature, columns=("zip",), made_columns=("extra",))
+    assert "raw: expect_table_columns_to_match_set" in refused.failed[0]
