@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 WHOLE_BYTES = 64 << 20
 SAMPLE_ROWS = 20_000
-MEMORY = "512MB"
+MEMORY = "384MB"
 VIEW, ROW = "scalars", "file_row_number"
 GROUP_ROWS = "group_rows"
 IMAGE_PARTS = ("size", "min", "max", "mean")

@@ -360,5 +360,6 @@ def test_further_columns_and_those_that_cleaning_makes_are_expected_where_they_a
     columns = {"n": numbers, "extra": numbers}
     feature = TableFeature(kind="table", columns=("n", "extra"))
     assert run(tmp_path, columns, feature, made_columns=("extra",)).success
-    refused = run(tmp_path, columns, feature, columns=("zip",), made_columns=("extra",))
+    asked = request_for(tmp_path, columns, feature, tmp_path / "suites", made_columns=("extra",))
+    refused = validate_data(asked.model_copy(update={"columns": ("zip",)}), tmp_path / "room", tmp_path / "suites")
     assert "raw: expect_table_columns_to_match_set" in refused.failed[0]
