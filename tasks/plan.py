@@ -45,7 +45,7 @@ def ingest(workload: Workload, done: Done, site: Site, item: Any = None) -> Valu
     return r.IngestRequest(
         workload=workload.name,
         source=data.source,
-        files=resolve(data.source, folder, lambda text: resolve_secrets(text, site)),
+        files=resolve(data.source, folder, lambda text: resolve_secrets(text, site), site.datasets),
         feature=data.feature,
         label=data.label,
         split_column=data.split.column,
@@ -119,6 +119,7 @@ def version(workload: Workload, done: Done, site: Site, item: Any = None) -> Val
         corrections=_corrections(workload, site),
         sources=tuple(done["ingest"]["sources"]),
         privacy=Receipt.parse(done["ingest"]["privacy"], "the receipt"),
+        augment=workload.data.augment,
     )
 
 

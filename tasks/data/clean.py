@@ -11,6 +11,7 @@ from tasks.data.engine import ROW, SCRATCH, Engine, engine
 from tasks.data.rawrows import RawRows, write_slim
 from tasks.data.repair import Meaning, apply_rule
 from tasks.data.table import empty_room
+from tasks.data.truth import inferred
 from tasks.data.worktable import IMAGES, WorkTable, num_words
 from tasks.spec.errors import BadRequest
 from tasks.spec.requests import CleanRequest, CleanResult
@@ -41,7 +42,7 @@ def clean(request: CleanRequest, room: Path, memory_bytes: int = MEMORY_BYTES) -
     empty_room(room)
     raw = RawRows(path)
     with engine(room, path.parent, memory_bytes) as running:
-        base = _base(request, raw, path, room)
+        base = inferred(request, raw, _base(request, raw, path, room), room)
         work = cleaned_table(running, request.rules, base, _meaning(request), _image(request))
         _check_columns(request, work)
         written = write_rows(request, work, raw, room, read(request.corrections))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.data.corrections import Change, Correction, correct
-from tasks.data.divide import NAMES, divide
+from tasks.data.divide import LABEL, NAMES, Cuts, cuts_of, divide, positions
 from tasks.data.engine import ROW
 from tasks.data.rawrows import RawRows
 from tasks.data.table import SPLITS
@@ -168,7 +168,7 @@ def write_rows(
         BadRequest: a split name that is not known.
     """
     counts, changes = dict.fromkeys(SPLITS, 0), list[Change]()
-    has_validation = _has_validation(request, work)
+    has_validation, cuts = _has_validation(request, work), _cuts(request, work, raw)
     quarantine = _quarantine_schema(raw.schema)
     with (
         Groups(room / "data.parquet", _data_schema(request)) as data,
@@ -177,7 +177,8 @@ def write_rows(
         for start, stop in raw.chunks():
             rows = _range(request, work, start, stop)
             alive = rows.filter(rows.column(GONE).is_null())
-            splits = divide(alive, request.feature, request.split, has_validation)
+            labelled = alive.append_column(LABEL, alive.column(request.label.column)) if cuts else alive
+            splits = divide(labelled, request.feature, request.split, has_validation, cuts)
             finished = _finished(request, alive, splits, raw, start, stop)
             found = correct(finished, request.feature, "label", corrections)
             for name, count in Counter(found.table.column("split").to_pylist()).items():
@@ -203,7 +204,7 @@ def _range(request: CleanRequest, work: WorkTable, start: int, stop: int) -> pa.
             hit = table[DROPPED] == number
             why = hit.ifelse(_logged(work, entry, table[f"before{number}"]), why)
     names = [*request.feature.columns, request.label.column]
-    names += [request.split.column] if request.split.column and request.split.column not in names else []
+    names += [name for name in request.split.columns if name not in names]
     columns = {name: table[work.place(name)] for name in names}
     columns[request.label.column] = as_text(columns[request.label.column])
     # By place: the engine would take names that differ in case alone for one.
@@ -268,6 +269,21 @@ def _quarantine_schema(raw: pa.Schema) -> pa.Schema:
     import pyarrow as pa
 
     return pa.schema([*((name, pa.string()) for name in ("row_id", "rule", "column", "reason")), *raw])
+
+
+def _cuts(request: CleanRequest, work: WorkTable, raw: RawRows) -> Cuts | None:
+    """Where each class is cut, where the split is stratified: one pass over the places of all rows."""
+    import numpy as np
+
+    if not request.split.stratified:
+        return None
+    places, labels = [], []
+    for start, stop in raw.chunks():
+        rows = _range(request, work, start, stop)
+        alive = rows.filter(rows.column(GONE).is_null())
+        places.append(positions(alive, request.feature, request.split.seed))
+        labels.append(np.array([str(label) for label in alive.column(request.label.column).to_pylist()], dtype=str))
+    return cuts_of(np.concatenate(places), np.concatenate(labels), request.split)
 
 
 def _has_validation(request: CleanRequest, work: WorkTable) -> bool:

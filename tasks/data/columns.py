@@ -28,7 +28,9 @@ def schema_of(request: IngestRequest) -> pa.Schema:
     kind = {"images": pa.list_(pa.uint8()), "texts": pa.string(), "numbers": pa.float64()}[feature.holds]
     declared = {name: {"text": pa.string(), "number": pa.float64()}[kind] for name, kind in request.columns.items()}
     read = [name for name in feature.columns if name not in request.made_columns]
-    fields = dict.fromkeys(read, kind) | {request.label.column: pa.string()}
+    annotators = request.label.annotators
+    labels = annotators.columns if annotators else (request.label.column,)
+    fields = dict.fromkeys(read, kind) | dict.fromkeys(labels, pa.string())
     if request.split_column is not None:
         if request.split_column in fields:
             raise BadRequest(f"data.split.column = {request.split_column!r}, is a feature or the label too")

@@ -15,6 +15,7 @@ from tasks.data.noise import Noise, audit, wilson
 from tasks.data.queue import Item, write_queue
 from tasks.data.table import empty_room, read_table, row_digests, write_table
 from tasks.data.tagging import TagNoise, audit_tags
+from tasks.data.truth import Annotations, annotations
 from tasks.gate.judge import judge
 from tasks.spec.requests import ValidateLabelsRequest, ValidateLabelsResult
 from tasks.spec.rules import Evidence, Measurement, Rule
@@ -57,12 +58,13 @@ def validate_labels(request: ValidateLabelsRequest, room: Path) -> ValidateLabel
     right = confirmed(read(request.corrections))
     found = _measure(request, table)
     found = without_confirmed(found, table.column("label").to_pylist(), right)
-    evidence = Evidence(subject=measurements(found))
+    said = annotations(open_room(request.clean))
+    evidence = Evidence(subject=(*measurements(found), *said.measurements))
     verdict = judge(rules(request.rules), evidence)
     empty_room(room)
     write_table(room / "suspects.parquet", _suspects(table, found))
     write_table(room / "conflicts.parquet", _conflicts(table, found))
-    write_queue(room, request, table, _queue(table, found, right))
+    write_queue(room, request, table, [*_queue(table, found, right), *_disputed(table, found, said, right)])
     result = ValidateLabelsResult(
         verdict=verdict,
         class_counts=found.class_counts,
@@ -71,7 +73,7 @@ def validate_labels(request: ValidateLabelsRequest, room: Path) -> ValidateLabel
         suspects=len(found.noise.rows),
         noise_ratio=found.noise.ratio,
     )
-    sizes = {"rows": table.num_rows, "audited_rows": found.noise.samples}
+    sizes = {"rows": table.num_rows, "audited_rows": found.noise.samples, "annotators": said.facts}
     measured = {"measurements": [item.model_dump(mode="json") for item in evidence.subject]}
     write_json(room / "report.json", result.model_dump(mode="json", exclude={"room"}) | sizes | measured)
     return result
@@ -83,6 +85,7 @@ def rules(limits: LabelRules) -> tuple[Rule, ...]:
         ("near_leaked_ratio", "overall", limits.max_near_leaked_ratio),
         ("class_noise_ratio", "class:*", limits.max_class_noise_ratio),
     )
+    agreed = [Rule(metric="annotator_agreement", min=limits.min_agreement)] if limits.min_agreement is not None else []
     return (
         Rule(metric="class_rows", slice="class:*", min=1),
         Rule(metric="unknown_label_ratio", max=0),
@@ -90,6 +93,7 @@ def rules(limits: LabelRules) -> tuple[Rule, ...]:
         Rule(metric="conflict_ratio", max=limits.max_conflict_ratio),
         Rule(metric="leaked_ratio", max=limits.max_leaked_ratio),
         Rule(metric="noise_ratio", max=limits.max_noise_ratio),
+        *agreed,
         *(Rule(metric=metric, slice=part, max=limit) for metric, part, limit in optional if limit is not None),
     )
 
@@ -231,6 +235,20 @@ def _queue(table: pa.Table, found: Found, right: set[tuple[str, str]]) -> list[I
     rest = [row for row in np.flatnonzero(found.conflicting) if row not in seen]
     rest = sorted((row for row in rest if (keys[row], labels[row]) not in right), key=lambda row: keys[row])
     return items + [Item(int(row), keys[row], "", None, "equal rows have different labels") for row in rest]
+
+
+def _disputed(table: pa.Table, found: Found, said: Annotations, right: set[tuple[str, str]]) -> list[Item]:
+    """Rows that their annotators leave in doubt, the least certain first, apart from those queued already."""
+    seen = {int(row) for row in found.noise.rows}
+    places = {row_id: place for place, row_id in enumerate(table.column("row_id").to_pylist())}
+    labels, items = table.column("label").to_pylist(), []
+    for line in said.disputed:
+        place = places.get(line["row_id"])
+        if place is None or place in seen or (found.digests[place].decode(), labels[place]) in right:
+            continue
+        reason = f"annotators disagree: {line['said']}"
+        items.append(Item(place, found.digests[place].decode(), "", line["certainty"], reason))
+    return items
 
 
 def _suspects(table: pa.Table, found: Found) -> pa.Table:

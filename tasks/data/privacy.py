@@ -44,7 +44,8 @@ class Protection:
             raise IntegrityLost("data.privacy: the key that hashes changed since the run was planned; start a new run")
         self._hints = "|".join(f"(?:{HINTS[kind]})" for kind in request.privacy.kinds)
         # The label is one of the declared classes, the split's name one of three.
-        self._left = {request.label.column, request.split_column}
+        annotators = request.label.annotators.columns if request.label.annotators else ()
+        self._left = {request.label.column, request.split_column, *annotators}
         self._rows = self._scanned = 0
         self._columns: dict[str, None] = {}
         self._cells, self._found = Counter[Any](), Counter[Any]()

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 
+from tasks.data.huggingface import ARROW, INFO, Saved
 from tasks.data.rejects import Rejects
 from tasks.data.source import Secrets, format_of, opened
 from tasks.spec.requests import IngestRequest, SourceFile
@@ -49,8 +50,22 @@ def readers(opening: Opening) -> Iterator[tuple[str, AbstractContextManager[Read
         yield NAME, Query(source, opening.request.files[0], opening.secrets)
     elif source.kind == "arrays":
         yield "data.source.columns", _arrays(opening)
+    elif source.kind == "huggingface":
+        yield from ((file.name, _saved(opening, file)) for file in opening.request.files if file.name.endswith(ARROW))
     else:
         yield from ((file.name, _file(opening, file)) for file in opening.request.files)
+
+
+@contextlib.contextmanager
+def _saved(opening: Opening, file: SourceFile) -> Iterator[Reader]:
+    """One part of a data set that ``datasets`` saved, beside the description that is its own."""
+    request, folder = opening.request, Path(file.name).parent
+    described = next(other for other in request.files if other.name == str(folder / INFO))
+    with (
+        opened(request.source, described, opening.secrets, opening.scratch) as info,
+        opened(request.source, file, opening.secrets, opening.scratch) as stream,
+    ):
+        yield Saved(file.name, stream, info.read())
 
 
 @contextlib.contextmanager
@@ -71,7 +86,7 @@ def _file_reader(opening: Opening, name: str, stream: BinaryIO) -> Reader:
     source: Any = opening.request.source
     if source.kind == "sklearn":
         return Digits(stream)
-    kind = format_of(source, name)
+    kind = "parquet" if source.kind == "dvc" and not source.path else format_of(source, source_path(source, name))
     if kind == "parquet":
         from tasks.data.columnar import Columnar
 
@@ -82,7 +97,7 @@ def _file_reader(opening: Opening, name: str, stream: BinaryIO) -> Reader:
         return Npz(name, stream)
     from tasks.data.encoding import as_utf8, detect
 
-    encoding = opening.encodings[name] = detect(name, stream, source.encoding)
+    encoding = opening.encodings[name] = detect(name, stream, getattr(source, "encoding", None))
     text = as_utf8(stream, encoding)
     if kind == "jsonl":
         from tasks.data.jsonlines import JsonLines
@@ -91,6 +106,11 @@ def _file_reader(opening: Opening, name: str, stream: BinaryIO) -> Reader:
     from tasks.data.delimited import DELIMITERS, Delimited
 
     return Delimited(name, text, DELIMITERS[kind], opening.rejects)
+
+
+def source_path(source: Any, name: str) -> str:
+    """Return the path whose ending says the format: DVC's cache names its files by content."""
+    return source.path if source.kind == "dvc" else name
 
 
 def batch_rows(request: IngestRequest) -> int:

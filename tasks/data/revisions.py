@@ -71,7 +71,7 @@ def show(repository: Path, revision: str) -> dict[str, Any]:
     labels, validation = facts.get("labels", {}), facts.get("validation", {})
     noise = {m["slice"].partition(":")[2]: round(m["value"], 4) for m in labels.get("measurements", ())
              if m["metric"] == "class_noise_ratio"}  # fmt: skip
-    kept = ("revision", "workload", "data_sha256", "rows", "schema", "rows_by_split", "class_counts")
+    kept = ("revision", "workload", "data_sha256", "rows", "augmented_rows", "schema", "rows_by_split", "class_counts")
     return {
         **{name: facts[name] for name in kept if name in facts},
         "validation": {name: value for name, value in validation.items() if value not in (None, [])},

@@ -35,9 +35,11 @@ SHOWN = 8
 SPARSE_BYTES, SPARSE_RATIO = 1 << 30, 20
 
 
-def resolve(source: Source, workload_folder: Path, secrets: Secrets = str) -> tuple[SourceFile, ...]:
+def resolve(
+    source: Source, workload_folder: Path, secrets: Secrets = str, datasets: Path | None = None
+) -> tuple[SourceFile, ...]:
     """Return a source's files, sorted, each by absolute path (or address, or the bundled set's version) and
-    SHA-256; of a query, the digest of its rows.
+    SHA-256; of a query, the digest of its rows. ``datasets`` is the repository of this site's own revisions.
 
     Raises:
         BadRequest: no such file (with what the folder has), an empty or unreadable one, an unknown format.
@@ -55,6 +57,15 @@ def resolve(source: Source, workload_folder: Path, secrets: Secrets = str) -> tu
         from tasks.data.query import resolve_query
 
         return (resolve_query(source, secrets),)
+    if source.kind == "dvc":
+        from tasks.data.revision_source import resolve_revision
+
+        return (resolve_revision(source, workload_folder, datasets),)
+    if source.kind == "huggingface":
+        from tasks.data.huggingface import resolve_saved
+
+        saved = resolve_saved((workload_folder / source.path).absolute())
+        return tuple(_source_file(str(path), path) for path in saved)
     return _encoded(source, workload_folder, secrets)
 
 

@@ -47,12 +47,16 @@ def judged(item: Expectation, severity: Severity) -> Expectation:
 
 
 def _raw(request: ValidateDataRequest) -> list[Expectation]:
-    names = {request.label.column, *_scalars(request)} - set(request.made_columns)
+    annotators = request.label.annotators
+    labels = annotators.columns if annotators else (request.label.column,)
+    names = {*labels, *_scalars(request)} - set(request.made_columns)
     names |= {*request.columns, *([request.split.column] if request.split.column else [])}
-    some = {"column": request.label.column, "mostly": 0.5}
+    # Of several annotators any may have labelled few rows.
+    mostly = 0.5 if annotators is None else 1e-9
     return [
         _expect("table_columns_to_match_set", "raw_columns", "the declared columns", column_set=sorted(names)),
-        _expect("column_values_to_not_be_null", "raw_labels", "most rows have a label", **some),
+        *(_expect("column_values_to_not_be_null", "raw_labels", "rows have labels", column=name, mostly=mostly)
+          for name in labels),
     ]
 
 
@@ -98,7 +102,7 @@ def _splits(request: ValidateDataRequest) -> list[Expectation]:
         _expect("table_row_count_to_equal", "split_rows", "each split has rows", value=len(SPLITS)),
         _between("split_classes", "classes", classes, classes, "each split has every class"),
     ]
-    if request.split.column is None:
+    if not request.split.columns:
         # By a hash, so a share is off by chance alone; four deviations of the rarest demand's size.
         rows = max(request.rows_in - request.dropped_rows, 1)
         slack = 4 * math.sqrt(0.25 / rows) + 0.01

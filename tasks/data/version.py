@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.data import tags
+from tasks.data.augment import MARK, augmented
 from tasks.data.corrections import read, summary
 from tasks.data.report import report
-from tasks.data.table import SPLITS, class_counts, empty_room, read_table, write_table
+from tasks.data.table import SPLITS, class_counts, empty_room, read_table
 from tasks.data.version_store import DATA, POINTER, Remote, fetch, keep, object_path
 from tasks.spec.errors import IntegrityLost
 from tasks.spec.requests import VersionRequest, VersionResult
@@ -62,7 +63,7 @@ def version(request: VersionRequest, room: Path, repository: Path, remote: Remot
     write_json(room / PRIVACY, request.privacy.model_dump(mode="json"))
     facts = json.loads(file_of(repository, name, FACTS))
     counts = {kind: facts[kind] for kind in ("rows_by_split", "class_counts")}
-    return VersionResult(revision=name, data_sha256=digest, **counts)
+    return VersionResult(revision=name, data_sha256=digest, augmented_rows=facts.get("augmented_rows", 0), **counts)
 
 
 def check_out(repository: Path, revision: str, out: Path, remote: Remote | None = None) -> None:
@@ -107,31 +108,42 @@ def _hold(found: Path, stored: Path, digest: str) -> None:
 
 
 def _accepted(request: VersionRequest, room: Path) -> Path:
-    """The cleaned rows without those in quarantine, as a file."""
+    """The cleaned rows without those in quarantine, with the copies that the workload asks for, as a file."""
     import pyarrow.compute as pc
+    import pyarrow.parquet as pq
 
     data = open_room(request.clean) / DATA
     quarantined = read_table(open_room(request.validate_data) / "quarantine.parquet").column("row_id")
-    if not len(quarantined):
+    if not len(quarantined) and request.augment is None:
         return data
-    table = read_table(data)
-    kept = pc.invert(pc.is_in(table.column("row_id"), value_set=quarantined.combine_chunks()))
-    write_table(room / ACCEPTED, table.filter(kept))
+    gone, source = quarantined.combine_chunks(), pq.ParquetFile(data)
+    with pq.ParquetWriter(room / ACCEPTED, source.schema_arrow, compression="zstd") as writer:
+        for number in range(source.num_row_groups):
+            table = source.read_row_group(number)
+            table = table.filter(pc.invert(pc.is_in(table.column("row_id"), value_set=gone)))
+            writer.write_table(table)
+            if request.augment is not None:
+                writer.write_table(augmented(table, request.feature, request.augment))
     return room / ACCEPTED
 
 
 def _facts(request: VersionRequest, data: Path, digest: str, name: str) -> dict[str, Any]:
     """What a person asks of a revision, and what the next one is compared with."""
+    import pyarrow.compute as pc
+
     validated, labels = open_room(request.validate_data), open_room(request.validate_labels)
     profile = json.loads((validated / "profile.json").read_text())
     validation = json.loads((validated / "validation.json").read_text())
     validation.pop("suites", None)
-    table = read_table(data, ["label", "split"])
+    table = read_table(data, ["row_id", "label", "split"])
+    own = pc.invert(pc.match_substring(table.column("row_id"), MARK))
+    copies, table = table.num_rows, table.filter(own)
     return {
         "revision": name,
         "workload": request.workload,
         "data_sha256": digest,
         "rows": table.num_rows,
+        "augmented_rows": copies - table.num_rows,
         "rows_by_split": {split: 0 for split in SPLITS} | _counts(table.column("split")),
         "class_counts": dict(sorted(class_counts(table, request.feature).items())),
         "schema": profile["schema"],

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from tasks.spec.augment import OF_TEXTS, Augment
 from tasks.spec.clean import PARSING, CleanRule
 from tasks.spec.feature import Feature
 from tasks.spec.privacy import WATCH, Privacy
@@ -14,10 +15,28 @@ from tasks.spec.validation import Expectations, LabelRules
 from tasks.spec.value import Value
 
 
+class Annotators(Value):
+    """Several people's labels of each row, a column for each of them; the label column is then made of these.
+
+    ``dawid-skene`` weighs each annotator by a confusion matrix found with the truth (1979), ``majority`` counts votes.
+    """
+
+    columns: tuple[str, ...] = Field(min_length=2)
+    truth: Literal["dawid-skene", "majority"] = "dawid-skene"
+    min_certainty: float = Field(default=0.9, ge=0, le=1, description="a less certain row is queued for relabelling")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Annotators:
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError(f"columns = {list(self.columns)}, must be distinct")
+        return self
+
+
 class Label(Value):
     """The label column and its allowed classes, in the order of the model's outputs."""
 
     column: str = "label"
+    annotators: Annotators | None = None
     classes: tuple[str | int, ...] = Field(min_length=2)
 
     @property
@@ -31,13 +50,50 @@ class Label(Value):
         return self
 
 
+class TimeSplit(Value):
+    """The past to train on, the future to be judged by: rows from ``holdout`` on are the holdout, those from
+    ``validation`` on the validation split. Fixed days, so that no row moves as data grows."""
+
+    column: str = Field(description="a column of texts in one ISO form, such as parse_date makes, or of numbers")
+    validation: str | float
+    holdout: str | float
+
+    @model_validator(mode="after")
+    def _in_order(self) -> TimeSplit:
+        if isinstance(self.validation, str) != isinstance(self.holdout, str):
+            raise ValueError("validation and holdout: must both be texts, or both numbers")
+        if self.validation >= self.holdout:  # type: ignore[operator]
+            raise ValueError(f"validation = {self.validation!r}, must be before holdout = {self.holdout!r}")
+        return self
+
+
 class Split(Value):
-    """Rows go to a split by a hash of their features, so equal rows never part; or by a column of the source."""
+    """Rows go to a split by a seeded hash of their features, so equal rows never part and no row moves as data grows.
+
+    Or by a column of the source that names the split; by the hash of a ``group`` (a patient, a shop), whose rows then
+    never part; or by ``time``. With ``stratified`` each class is cut at its own shares, exact to a row; then rows next
+    to a cut may move as data grows.
+    """
 
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
     seed: int = 0
     column: str | None = Field(default=None, description="holds the names train, validation, holdout (or test)")
+    group: str | None = Field(default=None, description="a column whose equal values stay together")
+    time: TimeSplit | None = None
+    stratified: bool = False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that decide, beside the features."""
+        return tuple(name for name in (self.column, self.group, self.time.column if self.time else None) if name)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Split:
+        ways = [name for name in ("column", "group", "time", "stratified") if getattr(self, name)]
+        if len(ways) > 1:
+            raise ValueError(f"{' and '.join(ways)}: must be one of them, or none")
+        return self
 
     @model_validator(mode="after")
     def _leaves_training_rows(self) -> Split:
@@ -64,6 +120,7 @@ class Data(Value):
     expectations: Expectations = Expectations()
     labels: LabelRules = LabelRules()
     split: Split = Split()
+    augment: Augment | None = Field(default=None, description="changed copies of rows of the training split")
 
     @property
     def made_columns(self) -> tuple[str, ...]:
@@ -82,6 +139,15 @@ class Data(Value):
     def _label_is_no_feature(self) -> Data:
         if self.label.column in self.feature.columns:
             raise ValueError(f"label.column = {self.label.column!r}, is a feature column too")
+        return self
+
+    @model_validator(mode="after")
+    def _annotators_are_columns_of_their_own(self) -> Data:
+        for name in self.label.annotators.columns if self.label.annotators else ():
+            if name in (*self.feature.columns, self.label.column, *self.columns, *self.split.columns):
+                raise ValueError(f"label.annotators.columns: {name!r} is another column too; name each once")
+        if self.label.annotators and self.feature.kind == "tokens":
+            raise ValueError("label.annotators: a row of words has a tag for each; must be one label a row")
         return self
 
     @model_validator(mode="after")
@@ -131,4 +197,24 @@ class Data(Value):
             for column in rule.named_columns:
                 if column not in known:
                     raise ValueError(f"clean.{index}.column = {column!r}, must be one of {sorted(known)}")
+        for column in self.split.columns:
+            if column not in known or column == self.label.column:
+                allowed = sorted(known - {self.label.column})
+                raise ValueError(f"split: column {column!r} is not read; add it to columns, or take one of {allowed}")
+        return self
+
+    @model_validator(mode="after")
+    def _changes_fit_feature(self) -> Data:
+        fitting = {"image": False, "text": True}
+        for change in self.augment.changes if self.augment else ():
+            if fitting.get(self.feature.kind) is not isinstance(change, OF_TEXTS):
+                what = "texts" if isinstance(change, OF_TEXTS) else "images"
+                found = f"is for {what}, data.feature.kind is {self.feature.kind!r}"
+                raise ValueError(f"augment.changes: {change.kind!r} {found}")
+        return self
+
+    @model_validator(mode="after")
+    def _strata_are_classes(self) -> Data:
+        if self.split.stratified and self.feature.kind == "tokens":
+            raise ValueError("split.stratified = true: a row of words has no single class; must be false")
         return self

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from tasks.spec.augment import Augment
 from tasks.spec.clean import CleanRule
 from tasks.spec.compress import Objective, Variant, VariantName
 from tasks.spec.data import Label, Split
@@ -164,6 +165,7 @@ class VersionRequest(Value):
     corrections: RoomRef | None = None
     sources: tuple[str, ...] = ()
     privacy: Receipt = Receipt()
+    augment: Augment | None = None
 
 
 class VersionResult(Value):
@@ -175,6 +177,7 @@ class VersionResult(Value):
     data_sha256: str
     rows_by_split: dict[str, int]
     class_counts: dict[str, int]
+    augmented_rows: int = Field(default=0, description="changed copies of training rows, counted here alone")
 
 
 class TrainRequest(Value):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.spec.value import Value, register_tags
 
@@ -114,11 +114,45 @@ class HttpSource(Encoded):
     _url = field_validator("url")(_without_password)
 
 
+class RevisionSource(Value):
+    """A revision of data in a Git repository with DVC: of this site's data sets, or of another's on this machine."""
+
+    kind: Literal["dvc"]
+    revision: str = Field(min_length=1, description="a tag, a branch or a commit; of this site: drydock data list")
+    repository: str | None = Field(default=None, description="its folder; none: this site's own data sets")
+    path: str | None = Field(default=None, description="the file's path there; none: the revision's own data")
+    format: Format | None = Field(default=None, description="default: the file's ending")
+
+    @model_validator(mode="after")
+    def _another_needs_a_path(self) -> RevisionSource:
+        if self.repository and not self.path:
+            raise ValueError("path is missing; name the file of that repository")
+        return self
+
+
+class HuggingFaceSource(Value):
+    """A folder that ``datasets`` saved to disk: one data set, or one for each split, then with a column ``split``.
+
+    Classes that the data set names are read by their names.
+    """
+
+    kind: Literal["huggingface"]
+    path: str = Field(min_length=1)
+
+
 Source = Annotated[
-    BundledSource | FilesSource | ArraysSource | FoldersSource | SqlSource | S3Source | HttpSource,
+    BundledSource
+    | FilesSource
+    | ArraysSource
+    | FoldersSource
+    | SqlSource
+    | S3Source
+    | HttpSource
+    | RevisionSource
+    | HuggingFaceSource,
     Field(discriminator="kind"),
 ]
-register_tags("sklearn", "files", "arrays", "folders", "sql", "s3", "http")
+register_tags("sklearn", "files", "arrays", "folders", "sql", "s3", "http", "dvc", "huggingface")
 
 
 def secrets_of(source: Value) -> list[str]:

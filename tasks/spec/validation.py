@@ -65,4 +65,7 @@ class LabelRules(Value):
     max_class_noise_ratio: Ratio | None = Field(
         default=None, description="the same of the worst class's own rows; none: reported, never refused"
     )
+    min_agreement: float | None = Field(
+        default=None, le=1, description="Krippendorff's alpha of the annotators; none: reported, never refused"
+    )
     max_audited_rows: int = Field(default=20_000, ge=100, description="a seeded sample of larger sets is audited")

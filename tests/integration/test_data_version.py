@@ -19,8 +19,9 @@ import pytest
 from dulwich.repo import Repo as Git
 
 from tasks.data.revisions import diff, get, last_accepted, revisions, show
-from tasks.data.version import check_out, version
+from tasks.data.version import check_out, file_of, version
 from tasks.data.version_store import Remote
+from tasks.spec.augment import Augment
 from tasks.spec.errors import BadRequest, IntegrityLost, TryAgain
 from tasks.spec.feature import TextFeature
 from tasks.spec.requests import VersionRequest
@@ -396,3 +397,19 @@ def test_a_remote_that_takes_nothing_leaves_no_revision(tmp_path):
         version(request, tmp_path / "room", repository, Remote(str(tmp_path / "remote")))
     assert revisions(repository) == []
     assert version(request, tmp_path / "room", repository).revision
+
+
+def test_copies_of_training_rows_are_in_the_revision_and_counted_apart(tmp_path):
+    request, repository = request_for(tmp_path), tmp_path / "datasets"
+    asked = Augment.parse({"copies": 2, "changes": [{"kind": "swap_words"}]}, "augment")
+    result = version(request.model_copy(update={"augment": asked}), tmp_path / "room", repository)
+    assert result.augmented_rows == 20
+    assert result.rows_by_split == {"train": 10, "validation": 10, "holdout": 10}
+    assert result.class_counts == {"x": 15, "y": 15}
+    table = pq.read_table(tmp_path / "room" / "data.parquet")
+    assert table.num_rows == 50
+    copies = [row for row in table.to_pylist() if "~" in row["row_id"]]
+    assert {row["split"] for row in copies} == {"train"}
+    assert show(repository, result.revision)["rows"] == 30
+    assert result.revision != version(request, tmp_path / "plain", repository).revision
+    assert "augmented copies" in file_of(repository, result.revision, "report.html").decode()
