@@ -179,7 +179,7 @@ def test_named_splits_are_kept_and_validation_is_taken_from_training_only(tmp_pa
     names[1] = " Validation "
     result, data, _ = run(tmp_path, columns | {"part": names}, TEXT, split=Split(column="part"))
     assert result.rows_by_split == {"train": 1499, "validation": 1, "holdout": 500}
-    for wrong in ("dev", None):
+    for wrong in ("later", None):
         with pytest.raises(BadRequest, match=r"row_id 2: found .*, must be one of train, validation"):
             run(
                 tmp_path,
