@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.data import tags
+from tasks.data.history_remote import fetch_history
 from tasks.data.profile import profile_of, shift
 from tasks.data.scalars import named, opened, quoted
 from tasks.data.version import FACTS, REPORT, check_out, file_of
@@ -94,10 +95,13 @@ def _receipt(privacy: dict[str, Any]) -> dict[str, Any]:
 def get(repository: Path, revision: str, out: Path, remote: Remote | None = None) -> Path:
     """Write a verified copy of a revision to the new folder ``out``: data, facts, report, and a manifest, last.
 
+    What is not here is fetched from the remote, the revision's history too.
+
     Raises:
         BadRequest: no such revision (the message lists those there are), or ``out`` is there already.
         IntegrityLost: the store gave other bytes than were versioned.
     """
+    fetch_history(repository, revision, remote)
     _check(repository, revision)
     if out.exists():
         raise BadRequest(f"{out}: is there already; name a new folder")

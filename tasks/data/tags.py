@@ -38,7 +38,9 @@ def tags(repository: Path) -> list[Tag]:
 
     with Git(str(repository)) as git:
         found = [_tag_of(git, ref) for ref in git.refs.keys(base=b"refs/tags/")]
-        order = {entry.commit.id: place for place, entry in enumerate(git.get_walker())} if found else {}
+        # From every tag: one that came from a remote need not be an ancestor of ours.
+        walker = git.get_walker(include=[tag.commit for tag in found]) if found else ()
+        order = {entry.commit.id: place for place, entry in enumerate(walker)}
     return sorted(found, key=lambda tag: (-order.get(tag.commit, -1), tag.at, tag.name))
 
 
@@ -81,6 +83,36 @@ def write_tag(repository: Path, name: str, files: dict[str, bytes], message: str
             write_whole(repository / path, content)
         commit = _commit(repository, sorted(files), name)
         _tag(repository, name, commit, message)
+
+
+def adopt(repository: Path, name: str, bundle: bytes, where: str) -> None:
+    """Take a revision's tag, and what it needs, from a Git bundle. ``where`` names it in a message.
+
+    Raises:
+        IntegrityLost: the bundle is damaged, or has no such tag.
+    """
+    import io
+
+    from dulwich.bundle import read_bundle
+    from dulwich.errors import ApplyDeltaError, ChecksumMismatch, ObjectFormatException
+    from dulwich.repo import Repo as Git
+
+    ref = b"refs/tags/" + name.encode()
+    with exclusive(lock_of(repository)):
+        set_up(repository)
+        try:
+            with Git(str(repository)) as git, read_bundle(io.BytesIO(bundle)) as read:
+                read.store_objects(git.object_store)
+                commit = git.get_peeled(ref) if ref in git.refs else git[read.references[ref]].object[1]
+                # What the commit needs is here before anything names it.
+                _ = git[git[commit].tree]
+                if b"HEAD" not in git.refs.as_dict():
+                    git.refs[b"refs/heads/master"] = commit
+                git.refs[ref] = read.references[ref]
+        except (KeyError, ValueError, AttributeError, EOFError, zlib.error, ObjectFormatException, ChecksumMismatch,
+                ApplyDeltaError) as error:  # fmt: skip
+            reason = " ".join(f"{type(error).__name__} {error}".split())[:120]
+            raise IntegrityLost(f"{where}: is no whole history of {name} ({reason}); push it again") from None
 
 
 def lock_of(repository: Path) -> Path:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.data import tags
 from tasks.data.augment import MARK, augmented
 from tasks.data.corrections import read, summary
+from tasks.data.history_remote import push_history
 from tasks.data.report import report
 from tasks.data.table import SPLITS, class_counts, empty_room, read_table
 from tasks.data.version_store import DATA, POINTER, Remote, fetch, keep, object_path
@@ -58,6 +59,8 @@ def version(request: VersionRequest, room: Path, repository: Path, remote: Remot
             files = {POINTER: pointer, FACTS: _json(facts), REPORT: page}
             paths = {f"{request.workload}/{file}": content.encode() for file, content in files.items()}
             tags.write_tag(repository, name, paths, f"{DATA} sha256 {digest}")
+    if remote is not None:
+        push_history(repository, name, remote)
     check_out(repository, name, room / DATA, remote)
     (room / ACCEPTED).unlink(missing_ok=True)
     write_json(room / PRIVACY, request.privacy.model_dump(mode="json"))

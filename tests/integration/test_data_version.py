@@ -368,6 +368,13 @@ def lost_and_pulled(tmp_path: Path, remote: Remote) -> None:
     check_out(repository, result.revision, tmp_path / "back.parquet", remote)
     assert sha256_file(tmp_path / "back.parquet") == result.data_sha256
     assert not list(tmp_path.glob(".back*")), "no working folder stays"
+    # A machine that has nothing but the remote's address copies the revision out, and versions more on top of it.
+    out = get(tmp_path / "fresh", result.revision, tmp_path / "out", remote)
+    assert sha256_file(out / "data.parquet") == result.data_sha256
+    more = version(request_for(tmp_path, first=5), tmp_path / "more", tmp_path / "fresh", remote)
+    assert [row["revision"] for row in revisions(tmp_path / "fresh")] == [result.revision, more.revision]
+    with pytest.raises(BadRequest, match="is not there"):
+        get(tmp_path / "fresh", "w-000000000000", tmp_path / "none", remote)
 
 
 def test_revisions_are_pushed_to_a_folder_and_come_back(tmp_path):
@@ -383,11 +390,16 @@ def test_a_flipped_byte_in_the_remote_is_refused(tmp_path):
     result = version(request, tmp_path / "room", repository, remote)
     (stored,) = objects(repository)
     stored.unlink()
-    (there,) = [path for path in (tmp_path / "remote").rglob("*") if path.is_file()]
+    (there,) = [path for path in (tmp_path / "remote" / "files").rglob("*") if path.is_file()]
     flip(there)
     with pytest.raises(IntegrityLost):
         check_out(repository, result.revision, tmp_path / "back.parquet", remote)
     assert not (tmp_path / "back.parquet").exists()
+    (bundle,) = (tmp_path / "remote" / "history").iterdir()
+    flip(bundle)
+    with pytest.raises(IntegrityLost, match="is no whole history"):
+        get(tmp_path / "fresh", result.revision, tmp_path / "out", remote)
+    assert revisions(tmp_path / "fresh") == []
 
 
 def test_a_remote_that_takes_nothing_leaves_no_revision(tmp_path):
