@@ -6,6 +6,7 @@ Everything that a request names is resolved to a digest first (source files, the
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 from tasks.notify import resolve_secrets
@@ -93,6 +94,7 @@ def validate_data(workload: Workload, done: Done, site: Site, item: Any = None) 
         previous=last_accepted(site.datasets, workload.name, apart),
         anonymity=data.privacy.anonymity,
         columns=tuple(data.columns),
+        today=dt.datetime.now(dt.UTC).date().isoformat() if data.expectations.newest else None,
         made_columns=data.made_columns,
     )
 

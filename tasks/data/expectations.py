@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.data.conditions import broken_rows, count_broken
-from tasks.data.history import compared, split_frame
+from tasks.data.history import compared, newest_frame, split_frame
 from tasks.data.profile import profile_of
 from tasks.data.revisions import facts_of
 from tasks.data.scalars import Scalars, opened, quoted
@@ -102,6 +102,8 @@ def _frames(
     clean = after.frame()
     clean[REJECTED] = request.dropped_rows / max(request.rows_in, 1)
     frames = {"raw": before.frame(), "clean": clean, "split": split_frame(after, request)}
+    if request.expectations.newest is not None:
+        frames["newest"] = newest_frame(before, request)
     if facts is None:
         return frames, None
     history = compared(request, _schema(after.path), after.rows, clean, facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tasks.data.profile import shift
+from tasks.data.scalars import VIEW, named, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +34,21 @@ def compared(
     for name, column in facts["profile"].items():
         found[f"shift_{name}"] = shift(column, frame, name) if name in frame.columns else 1.0
     return {name: float(value) for name, value in found.items()}
+
+
+def newest_frame(scalars: Any, request: ValidateDataRequest) -> pd.DataFrame:
+    """Return one row: ``age_days`` of the source's newest row on the day of the run, null where no time can be read."""
+    newest = request.expectations.newest
+    assert newest is not None
+    column = named(newest.column)
+    times = {name: kind for name, kind, *_ in scalars.table_of(f"DESCRIBE {VIEW}")}
+    if times[newest.column] == "DOUBLE":
+        at = f"to_timestamp({column})"
+    else:
+        at = f"try_strptime({column}, {quoted(newest.format)})" if newest.format else f"TRY_CAST({column} AS TIMESTAMP)"
+    age = f"epoch({quoted(request.today)}::TIMESTAMP + INTERVAL 1 DAY) - epoch(max({at}))"
+    # Counted from the day's end: what came today is 0 to 1 days old.
+    return scalars.frame_of(f"SELECT (({age}) / 86400)::DOUBLE AS age_days FROM {VIEW}")
 
 
 def split_frame(scalars: Any, request: ValidateDataRequest) -> pd.DataFrame:

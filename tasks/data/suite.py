@@ -3,6 +3,7 @@
     raw        as it was read: the columns are there, and most rows have a label
     clean      each row of the cleaned table, and ``rejected_ratio``, the share of rows that cleaning dropped
     split      one row a split: ``split``, ``rows``, ``ratio`` (of all rows), ``classes`` (how many it has)
+    newest     one row: ``age_days``, the age of the newest row of the source
     history    one row: the cleaned table beside the last accepted revision: ``volume_ratio``, ``missing_columns``,
                ``changed_types``, ``repeated_files``, ``new_files``, ``shift_<column>``
 """
@@ -18,9 +19,10 @@ from tasks.data.table import SPLITS
 
 if TYPE_CHECKING:
     from tasks.spec.requests import ValidateDataRequest
-    from tasks.spec.validation import Check, Severity
+    from tasks.spec.validation import Check, Newest, Severity
 
-STAGES = ("raw", "clean", "split", "history")
+STAGES = ("raw", "clean", "split", "newest", "history")
+AGE = "age_days"
 REJECTED = "rejected_ratio"
 Expectation = dict[str, Any]
 # Great Expectations' own words, which its data docs show.
@@ -33,6 +35,8 @@ def generated(request: ValidateDataRequest, history: dict[str, float] | None) ->
     ``history`` is what was compared with the last accepted revision, None where there is none.
     """
     found = {"raw": _raw(request), "clean": _clean(request), "split": _splits(request)}
+    if request.expectations.newest is not None:
+        found["newest"] = _newest(request.expectations.newest)
     if history is not None:
         found["history"] = _history(request, history)
     severity_of = request.expectations.severity_of
@@ -108,6 +112,15 @@ def _splits(request: ValidateDataRequest) -> list[Expectation]:
         slack = 4 * math.sqrt(0.25 / rows) + 0.01
         found.append(_at_most("split_ratio", "off_ratio", slack, "data.split: the shares that were declared"))
     return found
+
+
+def _newest(newest: Newest) -> list[Expectation]:
+    """The age of the newest row, once a day; a day ahead may be another zone's, more is a wrong clock."""
+    why = f"data.expectations.newest.max_age_days of {newest.column}"
+    return [
+        _expect("column_values_to_not_be_null", "newest", "a time can be read", column=AGE),
+        _between("newest", AGE, -1, newest.max_age_days, why),
+    ]
 
 
 def _history(request: ValidateDataRequest, history: dict[str, float]) -> list[Expectation]:

@@ -214,6 +214,13 @@ class Data(Value):
         return self
 
     @model_validator(mode="after")
+    def _newest_is_read(self) -> Data:
+        newest, read = self.expectations.newest, {*self.columns, *self.feature.columns} - set(self.made_columns)
+        if newest and newest.column not in read:
+            raise ValueError(f"expectations.newest.column = {newest.column!r}, must be one of {sorted(read)}")
+        return self
+
+    @model_validator(mode="after")
     def _strata_are_classes(self) -> Data:
         if self.split.stratified and self.feature.kind == "tokens":
             raise ValueError("split.stratified = true: a row of words has no single class; must be false")

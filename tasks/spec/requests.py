@@ -108,6 +108,7 @@ class ValidateDataRequest(Value):
     previous: Previous | None = None
     anonymity: Anonymity | None = None
     columns: tuple[str, ...] = Field(default=(), description="further columns of the raw table")
+    today: str | None = Field(default=None, description="the day (UTC) of the run, where the newest row's age counts")
     made_columns: tuple[str, ...] = Field(default=(), description="features that cleaning made")
 
 

@@ -14,9 +14,17 @@ Severity = Literal["stop", "quarantine", "warn"]
 Check = Literal[
     "raw_columns", "raw_labels", "rows", "columns", "row_id", "label", "classes", "split", "rejected", "missing",
     "pixels", "chars", "numbers", "split_rows", "split_classes", "split_ratio", "schema", "volume", "shift", "repeated",
-    "fresh", "anonymity",
+    "fresh", "anonymity", "newest",
 ]  # fmt: skip
 WARNINGS: tuple[Check, ...] = ("raw_labels", "split_classes", "split_ratio", "repeated")
+
+
+class Newest(Value):
+    """How old the newest row of the source may be on the day of the run: an upstream that stopped shows here."""
+
+    column: str = Field(description="of times, as the source has them; numbers are seconds since 1970 (UTC)")
+    max_age_days: float = Field(gt=0)
+    format: str | None = Field(default=None, description="of texts (strftime); none: ISO 8601")
 
 
 class Expectations(Value):
@@ -34,6 +42,7 @@ class Expectations(Value):
         default=0.3, description="of any column against the last accepted revision (total variation distance)"
     )
     fresh: bool = Field(default=False, description="each run must bring a file that the last revision did not have")
+    newest: Newest | None = None
     severity: dict[Check, Severity] = Field(default={}, description="of a check; the default of most is stop")
 
     def severity_of(self, check: Check) -> Severity:

@@ -22,7 +22,7 @@ from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
 from tasks.spec.privacy import Anonymity
 from tasks.spec.requests import ValidateDataRequest, VersionRequest
-from tasks.spec.validation import Expectations
+from tasks.spec.validation import Expectations, Newest
 from tasks.spec.value import RoomRef
 from tasks.store.manifest import write_manifest
 
@@ -338,6 +338,33 @@ def test_what_changed_upstream_is_named_with_its_limit(tmp_path):
     fresh = Expectations(fresh=True)
     stale = accepted(tmp_path, numbers(seed=7), NUMBERS, "stale", **facts, sources=("f2",), expectations=fresh)
     assert any("new_files" in line for line in stale.failed) or previous().revision != facts["previous"].revision
+
+
+@pytest.mark.parametrize(
+    ("values", "more", "age"),
+    [
+        (["2026-11-01", "2026-11-20T12:00:00"], {}, 6.5),
+        (["01.11.2026", "20.11.2026"], {"format": "%d.%m.%Y"}, 7),
+        ([1.0, 1795176000.0], {}, 6.5),
+        (["soon", None], {}, None),
+    ],
+)
+def test_a_source_whose_newest_row_is_old_is_told(tmp_path, values, more, age):
+    numbers = [1.0 + row % 7 for row in range(ROWS)]
+    feature = TableFeature(kind="table", columns=("n",))
+    (tmp_path / "suites").mkdir()
+    asked = request_for(tmp_path, {"n": numbers}, feature, tmp_path / "suites")
+    raw = _room(tmp_path / "raw", "raw.parquet", pa.table({"label": ["x", "y"], "n": [1.0, 2.0], "day": values}))
+
+    def judged(days: float):
+        rules = Expectations(newest=Newest(column="day", max_age_days=days, **more))
+        given = {"raw": raw, "columns": ("day",), "today": "2026-11-26", "expectations": rules}
+        return validate_data(asked.model_copy(update=given), tmp_path / "room", tmp_path / "suites")
+
+    refused = judged((age or 1) - 0.1)
+    assert "Generated.newest" in refused.failed[0], refused.failed
+    if age is not None:
+        assert judged(age + 0.1).success
 
 
 def test_rows_of_small_groups_stop_the_run_or_go_to_quarantine(tmp_path):
