@@ -13,6 +13,7 @@ import select
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -163,6 +164,9 @@ CSV: dict[str, tuple[bytes | Callable[[], bytes], dict[str, Any], str]] = {
     "beyond 64 bits": (number(str(2**80)), TABLE, READ),
     "mixed types": (b"a,label\n1,x\ntwo,x\n", TABLE, "row 2: found 'two'"),
     "date for a number": (number("2026-02-30"), TABLE, "must be a number"),
+    "constant column": (b"a,label\n1,x\n1,y\n1,x\n", TABLE, "read 3, aside 0"),
+    "leap second for a number": (number("2016-12-31T23:59:60Z"), TABLE, "must be a number"),
+    "personal data": (text("ann@example.org,x"), TEXT, READ),
     "all missing": (b"a,label\n,x\n", TABLE, READ),
     "label missing": (b"text,target\nq,x\n", TEXT, "label column 'label' is not there"),
     "bidi column": (name("\u202eevil"), TEXT, READ),
@@ -310,6 +314,26 @@ def header(shape: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
 
 
+def encrypted(content: bytes) -> bytes:
+    """The same archive, whose members say that they need a password."""
+    found = bytearray(content)
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = found.find(mark)
+        while place >= 0:
+            found[place + offset] |= 1
+            place = found.find(mark, place + 4)
+    return bytes(found)
+
+
+def twice(member: bytes) -> bytes:
+    stream = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(stream, "w") as archive:
+        warnings.simplefilter("ignore")
+        for name in ("pixels.npy", "pixels.npy", "label.npy"):
+            archive.writestr(name, LABELS if name == "label.npy" else member)
+    return stream.getvalue()
+
+
 LABELS = npy(np.zeros(3, np.uint8))
 NPZ: dict[str, tuple[Callable[[], bytes], str]] = {
     "cut off": (lambda: zipped(pixels=npy(np.zeros((3, 4), np.uint8)), label=LABELS)[:-30], "no whole NPZ"),
@@ -321,6 +345,10 @@ NPZ: dict[str, tuple[Callable[[], bytes], str]] = {
     "code in the header": (lambda: zipped(pixels=header("__import__('os').system('id')"), label=LABELS), "no whole"),
     "no such array": (lambda: zipped(other=LABELS), "'pixels' is not there"),
     "no zip": (lambda: b"hello", "no whole NPZ"),
+    "encrypted": (lambda: encrypted(zipped(pixels=npy(np.zeros((3, 4), np.uint8)), label=LABELS)), "unpacked"),
+    "a name twice": (lambda: twice(npy(np.zeros((3, 4), np.uint8))), "'pixels' is there twice"),
+    "names that lead out": (lambda: zipped(**{"../pixels": LABELS, "/label": LABELS}), "'pixels' is not there"),
+    "an archive within": (lambda: zipped(pixels=zipped(pixels=LABELS), label=LABELS), "no whole NPY"),
 }
 
 
@@ -383,4 +411,41 @@ def test_pixel_bombs_and_their_like_are_kept_aside(reader, tmp_path):
     request |= {"label": {"classes": ["x", "y"]}, "bad_rows": "quarantine"}
     found = reader.ask(tmp_path, request)
     assert found["said"] == "read 2, aside 5"
+    assert found["peak"] < MEBIBYTES
+
+
+def saved(folder: Path, table: pa.Table, change: Callable[[bytes], bytes] = bytes) -> None:
+    """A folder as Hugging Face's datasets saves one."""
+    stream = io.BytesIO()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    folder.mkdir()
+    (folder / "d.arrow").write_bytes(change(stream.getvalue()))
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "d.arrow"}]}))
+    (folder / "dataset_info.json").write_text(json.dumps({"features": {}}))
+
+
+def out_of_range() -> pa.Table:
+    """A dictionary column that points beyond its dictionary; whoever trusts it reads foreign memory."""
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 9_999_999], pa.int32()), pa.array(["q"]), safe=False)
+    return pa.table({"text": column, "label": ["x", "y"]})
+
+
+ARROW: dict[str, tuple[Callable[[], pa.Table], Callable[[bytes], bytes], str]] = {
+    "dictionary index out of range": (out_of_range, bytes, "no whole Arrow stream"),
+    "cut off": (lambda: pa.table({"text": ["q" * 99] * 99, "label": ["x"] * 99}), lambda b: b[:900], "no whole Arrow"),
+    "a flipped length": (lambda: pa.table({"text": ["q"], "label": ["x"]}), lambda b: flipped(b, 6), "no whole Arrow"),
+    "nested values": (lambda: pa.table({"text": [{"a": 1}], "label": ["x"]}), bytes, "must be a column of texts"),
+    "another column": (lambda: pa.table({"text": ["q"], "target": ["x"]}), bytes, "'label' is not there"),
+}
+
+
+@pytest.mark.parametrize("case", ARROW)
+def test_arrow(case, reader, tmp_path):
+    table, change, words = ARROW[case]
+    saved(tmp_path / "saved", table(), change)
+    request = {"workload": "w", "source": {"kind": "huggingface", "path": "saved"}, "feature": TEXT}
+    found = reader.ask(tmp_path, request | {"label": {"classes": ["x", "y"]}})
+    assert found["said"].startswith(REFUSED), found["said"]
+    assert words in found["said"]
     assert found["peak"] < MEBIBYTES
