@@ -95,9 +95,11 @@ def data_suggest(workload: str, as_json: bool) -> None:
     site = Site()
     described = load_workload(site.workloads, workload)
     read: Any = run_step("ingest", request_for("ingest", described, {}, site), site)
-    label, split, feature = described.data.label.column, described.data.split.column, described.data.feature
+    label, feature = described.data.label, described.data.feature
+    people = label.annotators.columns if label.annotators else ()
     # Words and their tags change together or not at all.
-    left = (label, *([split] if split else []), *(feature.columns if feature.kind == "tokens" else ()))
+    words = feature.columns if feature.kind == "tokens" else ()
+    left = (label.column, *people, *described.data.split.columns, *words)
     with tempfile.TemporaryDirectory(prefix="drydock-suggest-") as scratch:
         found = suggest(open_room(read.room) / "raw.parquet", Path(scratch), left)
     told = [{"rule": s.rule.model_dump(mode="json"), "support": s.support, "rows": s.rows, "why": s.why} for s in found]

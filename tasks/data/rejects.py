@@ -47,6 +47,14 @@ class Rejects:
         """Take a row whose values don't fit their columns; ``row`` counts from 1 among those that were read."""
         self._take(self.original(row), str(error), json.dumps(values, default=repr, ensure_ascii=False))
 
+    def since(self, count: int) -> list[dict[str, Any]]:
+        """Return the rows taken after the first ``count``."""
+        return self._rows[count:]
+
+    def extend(self, rows: list[dict[str, Any]]) -> None:
+        """Take rows that an earlier ingest kept aside."""
+        self._rows += rows
+
     def original(self, row: int) -> int:
         """Return a row's number in its file, from its number among the rows that the reader could read."""
         number = row

@@ -139,7 +139,8 @@ def _of_text(sample: Sample, name: str) -> list[Suggestion]:
         why = f"{number} of {there} texts are numbers"
         return [_suggestion(number / there, there, why, rule="parse_number", column=name, action="missing")]
     best = max(range(len(DATES)), key=lambda place: by_form[place])
-    if by_form[best] >= MOST * there:
+    # What is of the form that parse_date gives needs no parsing.
+    if by_form[best] >= MOST * there and DATES[best] != "%Y-%m-%d":
         forms, why = [DATES[best]], f"{by_form[best]} of {there} texts are dates of one form"
         return [_suggestion(by_form[best] / there, there, why, rule="parse_date", column=name, formats=forms,
                             action="missing")]  # fmt: skip

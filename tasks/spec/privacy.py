@@ -114,6 +114,30 @@ class Receipt(Value):
         return ", ".join(f"{f.column}: {f.found} {f.kind} {TOLD[f.action]}" for f in self.findings)
 
 
+def together(receipts: list[Receipt]) -> Receipt:
+    """Return the receipt of several files as one."""
+    if not receipts:
+        return Receipt()
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for item in (item for receipt in receipts for item in receipt.findings):
+        counts = found.setdefault((item.column, item.kind, item.action), [0, 0])
+        counts[0] += item.cells
+        counts[1] += item.found
+    findings = tuple(
+        Finding.model_validate({"column": c, "kind": k, "action": a, "cells": cells, "found": number})
+        for (c, k, a), (cells, number) in sorted(found.items())
+    )
+    return receipts[0].model_copy(
+        update={
+            "rows": sum(receipt.rows for receipt in receipts),
+            "scanned_rows": sum(receipt.scanned_rows for receipt in receipts),
+            "scanned_columns": tuple(dict.fromkeys(name for r in receipts for name in r.scanned_columns)),
+            "suspected": tuple(dict.fromkeys(name for r in receipts for name in r.suspected)),
+            "findings": findings,
+        }
+    )
+
+
 TOLD: dict[str, str] = {
     "keep": "left as found",
     "refuse": "refused",
