@@ -10,6 +10,7 @@ from tasks.orchestrate.catalogue import broken, declared, retrain_docs
 from tasks.orchestrate.notifier import DrydockNotifier
 from tasks.orchestrate.operator import PlanOperator, StepOperator
 from tasks.orchestrate.params import form
+from tasks.orchestrate.pools import pool_of
 
 for workload in declared():
     name = workload.name
@@ -42,9 +43,8 @@ for workload in declared():
         version = StepOperator(
             task_id="version", step="version", outlets=[dataset], outlet_facts=("revision", "data_sha256")
         )
-        train = StepOperator(
-            task_id="train", step="train", pool="training", pool_slots=workload.train.world_size, inlets=[dataset]
-        )
+        pool, slots = pool_of(workload.train)
+        train = StepOperator(task_id="train", step="train", pool=pool, pool_slots=slots, inlets=[dataset])
         compress = StepOperator.partial(task_id="compress", step="compress").expand(
             item=list(workload.compress.labels)
         )

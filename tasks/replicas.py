@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks.engines.protocol import Replica, Service
+from tasks.engines.protocol import Limits, Replica, Service
 from tasks.registry import versions
 from tasks.registry.holdout import load_holdout, request_of
 from tasks.release.evidence import REPLAYED
@@ -23,6 +23,8 @@ from tasks.store.manifest import verify
 from tasks.store.sign import verify_folder_signature
 
 POLL_SECONDS = 0.1
+# Of a replica that is a container.
+IMAGE, MEMORY_BYTES = "drydock/server", 1 << 30
 ANSWERS = re.compile(
     r'^drydock_answers_total\{label="((?:[^"\\]|\\.)*)",replayed="(true|false)"\} (\S+)$', re.MULTILINE
 )
@@ -74,14 +76,19 @@ def service_for(workload: str, target: Version, package: str, serve: Serve, site
         "--log-days": serve.log.days,
         "--log-folder": str(site.home / "predictions" / workload),
     }
+    contained = site.settings.engine != "process"
+    # A container is asked from outside of it, and sees of the keys the public one, which lies beside the packages.
+    options |= {"--host": "0.0.0.0", "--keys": str(site.packages)} if contained else {}
     arguments = [str(part) for pair in options.items() for part in pair]
     return Service(
         name=service_name(workload, target.digest_sha256),
-        command=(sys.executable, "-m", "tasks.serve", *arguments),
+        command=("python" if contained else sys.executable, "-m", "tasks.serve", *arguments),
         environment={"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(serve.threads)},
         folder=str(site.home / "logs" / service_name(workload, target.digest_sha256)),
         replicas=serve.replicas,
         labels={"workload": workload, "version": target.version, "digest": target.digest_sha256},
+        image=IMAGE if contained else None,
+        limits=Limits(cpus=serve.threads, memory_bytes=MEMORY_BYTES, pids=128),
     )
 
 

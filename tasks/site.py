@@ -68,7 +68,8 @@ class Site:
     def ledger(self) -> Ledger:
         from tasks.release.ledger import Ledger
 
-        return Ledger(self.home, keys=self.keys)
+        database = self.settings.ledger_database
+        return Ledger(self.home, Path(database).read_text().strip() if database else None, self.keys)
 
     @cached_property
     def gateway(self) -> Gateway:
@@ -84,16 +85,19 @@ class Site:
 
     @cached_property
     def engine(self) -> Any:
-        from tasks.engines import engine
-
-        return engine("process", self.home)
+        """The engine that steps and replicas run on."""
+        return self._engine(self.settings.engine)
 
     @cached_property
     def training_engine(self) -> Any:
         """The engine that gangs run on; on the process engine they are children of the step that trains."""
+        return self._engine(self.settings.training_engine)
+
+    def _engine(self, name: str) -> Any:
         from tasks.engines import engine
 
-        return engine(self.settings.training_engine, self.home)
+        facts = {"url": self.settings.jobs_url, "token": self.settings.jobs_token} if name == "remote" else {}
+        return engine(name, self.home, **facts)
 
     def workload_folder(self, name: str) -> Path:
         return self.workloads / name

@@ -91,9 +91,9 @@ def _gang(request: r.TrainRequest, site: Site) -> Any:
         return None
     from tasks.gangs import Containers
 
-    key = job_key("train", request)
+    key = gang_key(job_key("train", request))
     labels = {"workload": request.workload, "step": "train", "key": key}
-    logs = site.home / "jobs" / f"{key}-gang"
+    logs = site.home / "jobs" / key
     return Containers(site.training_engine, key, labels, logs, lambda line: record_event(site.home, "failure", line))
 
 
@@ -264,6 +264,11 @@ def key_of(name: str, request: Value) -> str:
 def job_key(step: str, request: Value) -> str:
     """Return the key of a step's job, and of the gang that it starts: short enough for a container's name."""
     return f"{step.replace('_', '-')}-{key_of(step, request)[:16]}"
+
+
+def gang_key(key: str) -> str:
+    """Return the key of the gang that the step of that key starts: both may run on one engine."""
+    return f"{key}-gang"
 
 
 def _without_places(data: Any) -> Any:

@@ -448,6 +448,48 @@ def _run_build(script: str, *arguments: str, home: Path) -> tuple[int, str]:
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1] if done.returncode else ""
 
 
+class JobService(NamedTuple):
+    """A job service that answers: where, the file of its token, and the engine behind it."""
+
+    url: str
+    token: Path
+    engine: Any
+
+
+@pytest.fixture(scope="session")
+def job_service(docker_daemon: str) -> Callable[..., Any]:
+    """``with job_service(home, places=None) as served``: the job service over a Docker engine in ``home``; what it
+    ran is removed at the end."""
+    import contextlib
+    import secrets
+    import threading
+
+    import uvicorn
+
+    from tasks.engines.docker import DockerEngine
+    from tasks.engines.jobserver import JobServer
+
+    @contextlib.contextmanager
+    def serve(home: Path, places: Any = None) -> Iterator[JobService]:
+        home.mkdir(parents=True, exist_ok=True)
+        token, port = home / "jobs-token", free_port()
+        token.write_text(secrets.token_hex(24))
+        engine = DockerEngine(home, places)
+        app = JobServer(engine, token.read_text()).app()
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        try:
+            _wait_until(lambda: server.started, 20, lambda: "the job service did not start")
+            yield JobService(f"http://127.0.0.1:{port}", token, engine)
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            engine.remove_all()
+
+    return serve
+
+
 @pytest.fixture(scope="session")
 def allow_images(build_images: Callable[..., dict[str, str]]) -> Callable[..., None]:
     """``allow_images(home, "drydock/base")``: let a state folder run these images."""

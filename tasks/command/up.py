@@ -10,6 +10,7 @@ from tasks.command.follow import Say, follow
 from tasks.delivery import answer_golden
 from tasks.orchestrate.api import AirflowApi
 from tasks.orchestrate.environment import USER, password
+from tasks.orchestrate.pools import SLOT, sizes
 from tasks.site import Site
 from tasks.spec.errors import Refused, TryAgain
 from tasks.spec.load import load_workload
@@ -27,7 +28,8 @@ def bring_up(site: Site, name: str | None, say: Say) -> None:
         load_workload(site.workloads, name)
     stack.up(site, say)
     api = AirflowApi(site)
-    api.set_pool("training", site.settings.training_slots, "one slot for each rank that may train at once")
+    for pool, slots in sizes(site.settings).items():
+        api.set_pool(pool, slots, SLOT[pool])
     if name is not None:
         if site.ledger.champion(name) is None:
             say(f"{name} has no champion: its retrain DAG runs now")

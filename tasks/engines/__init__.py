@@ -12,12 +12,14 @@ from tasks.spec.errors import BadRequest
 ENGINES = {
     "process": "tasks.engines.process:ProcessEngine",
     "docker": "tasks.engines.docker:DockerEngine",
+    "remote": "tasks.engines.remote:RemoteEngine",
     "fake": "tasks.engines.fake:FakeEngine",
 }
 
 
-def engine(name: str, home: Path) -> Any:
+def engine(name: str, home: Path, **facts: Any) -> Any:
     """Return the back end of that name for a state folder; it answers to ``JobEngine`` and ``ServiceEngine``.
+    ``facts``: what one of them needs beside the folder, such as the job service's URL.
 
     Raises:
         BadRequest: an unknown name; the message lists the known ones.
@@ -25,4 +27,4 @@ def engine(name: str, home: Path) -> Any:
     if name not in ENGINES:
         raise BadRequest(f"engine = {name!r}, must be one of {sorted(ENGINES)}")
     module, _, attribute = ENGINES[name].partition(":")
-    return getattr(import_module(module), attribute)(home)
+    return getattr(import_module(module), attribute)(home, **facts)

@@ -9,7 +9,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from tasks.spec.errors import IntegrityLost
@@ -66,8 +66,8 @@ def unpack(chunks: Iterable[bytes], target: Path) -> None:
 def _extract(chunks: Iterable[bytes], working: Path) -> Path:
     try:
         with tarfile.open(fileobj=_Reader(iter(chunks)), mode="r|") as archive:
-            # The filter refuses links, devices and every path that leads out of the folder.
-            archive.extractall(working, filter=_plain)
+            for entry in archive:
+                _write(archive, entry, working)
     except (tarfile.TarError, EOFError) as error:
         raise IntegrityLost(f"what came back from a container is no whole archive: {error}") from None
     found = list(working.iterdir())
@@ -76,10 +76,20 @@ def _extract(chunks: Iterable[bytes], working: Path) -> Path:
     return found[0]
 
 
-def _plain(entry: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-    if not (entry.isreg() or entry.isdir()):
-        return None
-    return tarfile.data_filter(entry, path).replace(uid=None, gid=None, uname=None, gname=None, deep=False)
+def _write(archive: tarfile.TarFile, entry: tarfile.TarInfo, working: Path) -> None:
+    """Write one plain file or folder; links and devices are left out. (Python before 3.11.4 has no filters.)"""
+    inside = PurePosixPath(entry.name)
+    if inside.is_absolute() or ".." in inside.parts:
+        raise IntegrityLost(f"what came back from a container holds {entry.name[:80]!r}, which leads out of its folder")
+    target = working / inside
+    if entry.isdir():
+        target.mkdir(parents=True, exist_ok=True)
+    elif entry.isreg():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        content = archive.extractfile(entry)
+        assert content is not None
+        with content, target.open("xb") as stream:
+            shutil.copyfileobj(content, stream, CHUNK_BYTES)
 
 
 def _entry(name: str, uid: int, kind: bytes, size: int = 0) -> tarfile.TarInfo:

@@ -11,7 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tasks.engines.leases import DEVICES
+from tasks.engines.places import Places
 from tasks.engines.protocol import MOUNT, ROOM, Job, Limits, Service
+from tasks.spec.errors import BadRequest
 from tasks.spec.value import Value
 
 # The user that images/ makes; it owns what lies in a node's room.
@@ -22,11 +25,18 @@ LABEL = "drydock"
 LOGS = {"Type": "json-file", "Config": {"max-size": "64m", "max-file": "2"}}
 
 
-class Gang(Value):
-    """A job's requests: a network, a volume, and one container a node."""
+# The working folder that images/ make, which is empty.
+WORK = "/work"
+# The port of a replica that is asked inside the stack; there its name is its own.
+REPLICA_PORT = 8080
 
-    network: dict[str, Any]
-    volume: dict[str, Any]
+
+class Gang(Value):
+    """A job's requests: a network and a volume of its own, unless it works inside the stack, and one container a
+    node."""
+
+    network: dict[str, Any] | None
+    volume: dict[str, Any] | None
     containers: dict[str, dict[str, Any]]
 
 
@@ -39,11 +49,20 @@ def gang_name(site: str, key: str) -> str:
     return f"{LABEL}-{site}-{key}"
 
 
-def render_gang(job: Job, image: str, site: str, devices: tuple[str, ...] = ()) -> Gang:
+def render_gang(
+    job: Job, image: str, site: str, devices: tuple[str, ...] = (), places: Places | None = None
+) -> Gang:
     """Return a job's requests for the Docker Engine. ``devices``: the leased GPUs, those of node 0 first; where none
-    are named the daemon is asked for as many as the job wants."""
+    are named the daemon is asked for as many as the job wants.
+
+    Raises:
+        BadRequest: the job works inside the stack, and there is none.
+    """
     name = gang_name(site, job.key)
     share = job.limits.gpus
+    if job.inside:
+        own = _inside(job, _node(job, 0, name, image, site, devices), places)
+        return Gang(network=None, volume=None, containers={f"{name}-{job.attempt}-0": own})
     containers = {}
     for node in range(job.nodes):
         own = devices[node * share : (node + 1) * share]
@@ -68,6 +87,7 @@ def _node(job: Job, node: int, name: str, image: str, site: str, devices: tuple[
         which = {"DeviceIDs": list(devices)} if devices else {"Count": job.limits.gpus}
         host["DeviceRequests"] = [{"Driver": "nvidia", "Capabilities": [["gpu"]]} | which]
     facts = {"rank": str(node), "attempt": str(job.attempt), "nodes": str(job.nodes)}
+    facts |= {DEVICES: ",".join(devices)} if devices else {}
     return {
         "Image": image,
         "Hostname": f"node-{node}",
@@ -80,6 +100,35 @@ def _node(job: Job, node: int, name: str, image: str, site: str, devices: tuple[
         "StopTimeout": STOP_SECONDS,
         "HostConfig": host,
         "NetworkingConfig": {"EndpointsConfig": {name: {"Aliases": [f"node-{node}"]}}},
+    }
+
+
+def _inside(job: Job, request: dict[str, Any], places: Places | None) -> dict[str, Any]:
+    """Return a node's request with the stack's network, state and secrets in place of those of a gang."""
+    if places is None:
+        raise BadRequest(f"job {job.key}: inside = true, but this engine stands in no stack; set it to false")
+    host = request["HostConfig"] | {"NetworkMode": places.network, "Mounts": list(places.of_step)}
+    labels = request["Labels"] | places.labels
+    own = {"HostConfig": host, "WorkingDir": WORK, "Labels": labels, "NetworkingConfig": {}}
+    return request | own
+
+
+def replica_host(service: str, index: int) -> str:
+    """Return the name of a replica inside the stack: a label of DNS holds 63 characters, a service's name 80."""
+    return f"replica-{hashlib.sha256(f'{service}-{index}'.encode()).hexdigest()[:12]}"
+
+
+def render_replica_inside(service: Service, index: int, image: str, places: Places) -> dict[str, Any]:
+    """Return the request of one replica of a stack: it is asked by its name, and published nowhere."""
+    request = render_replica(service, index, REPLICA_PORT, image, places.site, places.network)
+    host = {name: value for name, value in request["HostConfig"].items() if name != "PortBindings"}
+    name = replica_host(service.name, index)
+    return request | {
+        "Hostname": name,
+        "Labels": request["Labels"] | places.labels | {f"{LABEL}.host": name},
+        "HostConfig": host | {"Mounts": list(places.of_replica)},
+        # Prometheus finds them all by the name that they share.
+        "NetworkingConfig": {"EndpointsConfig": {places.network: {"Aliases": ["replica", name]}}},
     }
 
 

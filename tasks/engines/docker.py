@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.engines import archive
+from tasks.engines import archive, leases
 from tasks.engines.container import LABEL, UID, Gang, gang_name, render_gang
 from tasks.engines.container_logs import Gathered, entries
 from tasks.engines.docker_client import ALIVE, each, tolerating_missing, translated
@@ -24,6 +24,7 @@ from tasks.engines.protocol import MOUNT, ROOM, Job, JobState, JobStatus
 from tasks.spec.errors import BadRequest
 
 STAGED = "staged"
+DEVICES_LABEL = f"{LABEL}.{leases.DEVICES}"
 OUT_OF_MEMORY = "out of memory"
 LOST = "lost"
 
@@ -40,7 +41,23 @@ class DockerEngine(DockerServices):
         Raises:
             BadRequest: its image is not on the list of allowed images.
         """
-        return render_gang(job, digest_of_image(job.image, self.home), self.site)
+        return self._render(job, ())
+
+    def _render(self, job: Job, devices: tuple[str, ...]) -> Gang:
+        return render_gang(job, digest_of_image(job.image, self.home), self.site, devices, self.places)
+
+    def _leasing(self, job: Job) -> Gang:
+        """Return a job's requests with GPUs that nobody holds; its containers hold them from their creation on.
+
+        Raises:
+            BadRequest: there are not so many. TryAgain: they are held by others.
+        """
+        return self._render(job, leases.choose(job, self.devices, leases.leased(self._holders(), DEVICES_LABEL)))
+
+    def _holders(self) -> list[dict[str, Any]]:
+        """Every container of this daemon, also another state folder's, that holds a device and may still use it."""
+        found = self.api.containers(all=True, filters={"label": DEVICES_LABEL})
+        return [one for one in found if one["State"] in ALIVE]
 
     def submit(self, job: Job) -> str:
         """Start a gang, all of it or nothing, and return its handle; one that runs or has succeeded is adopted, one
@@ -49,7 +66,8 @@ class DockerEngine(DockerServices):
         Raises:
             BadRequest: an image that is not allowed or not in the daemon, more memory or GPUs than there are.
         """
-        handle, gang = f"job-{job.key}", self.render(job)
+        handle = f"job-{job.key}"
+        self.render(job)  # what can't be rendered is refused before anything is touched
         with self.lock(job.key), translated(f"job {job.key}"):
             found = self._containers(job.key)
             if _status(found).state in (JobState.RUNNING, JobState.SUCCEEDED) and not _halfway(found):
@@ -59,7 +77,7 @@ class DockerEngine(DockerServices):
             self.remove(found)
             self._log(handle).begin(Path(job.folder) / "job.log")
             try:
-                self._launch(job, gang)
+                self._launch(job, self._leasing(job))
             except BaseException:
                 self.remove(self._containers(job.key))
                 if not found:
@@ -104,24 +122,44 @@ class DockerEngine(DockerServices):
     def fetch(self, handle: str, path: str, target: Path) -> bool:
         """Copy ``<path>`` in the room to ``target``; False where it is not there. ``target`` is complete or absent."""
         with translated(handle):
+            chunks = self.read(handle, path)
+            if chunks is None:
+                return False
+            archive.unpack(chunks, target)
+            return True
+
+    def read(self, handle: str, path: str) -> Iterator[bytes] | None:
+        """Return ``<path>`` in the room as a tar stream; None where it is not there."""
+        with translated(handle):
             for one in self._containers(_key(handle))[:1]:
                 with tolerating_missing():
-                    chunks, _ = self.api.get_archive(one["Id"], f"{ROOM}/{path}")
-                    archive.unpack(chunks, target)
+                    return self.api.get_archive(one["Id"], f"{ROOM}/{path}")[0]
+        return None
+
+    def has_room(self, key: str) -> bool:
+        """Whether a job's room is there whole: the next attempt goes on in it, and needs no other."""
+        with translated(f"job {key}"):
+            for one in self._containers(key)[:1]:
+                with tolerating_missing():
+                    self.api.get_archive(one["Id"], f"{MOUNT}/{STAGED}")
                     return True
         return False
 
     def _launch(self, job: Job, gang: Gang) -> None:
         """Make network, room and containers, bring the room over, then start all nodes."""
-        if not self._networks(job.key):
+        if gang.network and not self._networks(job.key):
             self.api.create_network(
                 gang.network["Name"], driver="bridge", internal=True, labels=gang.network["Labels"]
             )
-        self.api.create_volume(gang.volume["Name"], labels=gang.volume["Labels"])
+        if gang.volume:
+            self.api.create_volume(gang.volume["Name"], labels=gang.volume["Labels"])
         ids = [
             self.api.create_container_from_config(request, name)["Id"] for name, request in gang.containers.items()
         ]
-        self._stage(ids[0], job)
+        if gang.volume:
+            self._stage(ids[0], job)
+        if devices := tuple(leases.leased(gang.containers.values(), DEVICES_LABEL)):
+            leases.confirm(job, set(ids), devices, self._holders(), DEVICES_LABEL)
         for container in ids:
             self.api.start(container)
 
@@ -165,9 +203,6 @@ class DockerEngine(DockerServices):
                 found.append(self.api.inspect_container(one["Id"]))
         return sorted(found, key=lambda one: int(_label(one, "rank")))
 
-
-
-
     def _remove_room(self, key: str) -> None:
         for network in self._networks(key):
             with tolerating_missing():
@@ -195,8 +230,6 @@ class DockerEngine(DockerServices):
 
     def _log(self, handle: str) -> Gathered:
         return Gathered(self.folder / "logs", handle)
-
-
 
 
 def _status(found: list[dict[str, Any]]) -> JobStatus:

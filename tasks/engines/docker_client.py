@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.engines.container import LABEL, STOP_SECONDS, site_id
+from tasks.engines.leases import found_devices
+from tasks.engines.places import Places
 from tasks.spec.errors import BadRequest, TryAgain
 from tasks.store.files import exclusive
 
@@ -75,10 +77,16 @@ def tolerating_missing() -> Iterator[None]:
 
 
 class Daemon:
-    """The containers of one state folder on a Docker daemon, known by their labels."""
+    """The containers of one state folder, or of one stack, on a Docker daemon, known by their labels."""
 
-    def __init__(self, home: Path) -> None:
-        self.home, self.site, self.folder = home, site_id(home), home / "containers"
+    def __init__(self, home: Path, places: Places | None = None) -> None:
+        self.home, self.folder, self.places = home, home / "containers", places
+        self.site = places.site if places else site_id(home)
+
+    @cached_property
+    def devices(self) -> tuple[str, ...]:
+        """The GPUs that are leased to jobs."""
+        return found_devices()
 
     @cached_property
     def api(self) -> Any:
@@ -90,15 +98,18 @@ class Daemon:
             if self.api.inspect_container(container)["State"]["Paused"]:
                 self.api.unpause(container)
             self.api.stop(container, timeout=STOP_SECONDS)
+
     def remove(self, containers: list[dict[str, Any]]) -> None:
         def remove(one: dict[str, Any]) -> None:
             with tolerating_missing():
                 self.api.remove_container(one["Id"], force=True, v=False)
 
         each(containers, remove)
+
     def list(self, *labels: str) -> list[dict[str, Any]]:
         wanted = [f"{LABEL}.site={self.site}", *labels]
         return list(self.api.containers(all=True, filters={"label": wanted}))
+
     def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
         return exclusive(self.folder / "locks" / name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tasks.engines.container import LABEL, render_replica
+from tasks.engines.container import LABEL, render_replica, render_replica_inside
 from tasks.engines.docker_client import ALIVE, Daemon, each, tolerating_missing, translated
 from tasks.engines.images import digest_of_image
 from tasks.engines.ports import HOST, choose_port, is_free
@@ -62,6 +62,12 @@ class DockerServices(Daemon):
     def _start_replica(
         self, service: Service, index: int, known: dict[str, Any] | None, image: str, network: str
     ) -> None:
+        name = f"{LABEL}-{self.site}-svc-{service.name}-{index}"
+        if self.places:
+            self.remove([known] if known else [])
+            request = render_replica_inside(service, index, image, self.places)
+            self.api.start(self.api.create_container_from_config(request, name)["Id"])
+            return
         # The port is taken once the container exists, so two starters choose one after the other.
         with self.lock("ports"):
             before = int(known["Labels"][f"{LABEL}.port"]) if known else None
@@ -69,10 +75,11 @@ class DockerServices(Daemon):
             self.remove([known] if known else [])
             port = before if before and is_free(before) else choose_port(taken)
             request = render_replica(service, index, port, image, self.site, network)
-            name = f"{LABEL}-{self.site}-svc-{service.name}-{index}"
             self.api.start(self.api.create_container_from_config(request, name)["Id"])
 
     def _serving_network(self) -> str:
+        if self.places:
+            return self.places.network
         name = f"{LABEL}-{self.site}-serving"
         if not self.api.networks(names=[name]):
             self.api.create_network(name, driver="bridge", labels={f"{LABEL}.site": self.site})
@@ -84,7 +91,7 @@ def _replica(one: dict[str, Any]) -> Replica:
     return Replica(
         service=labels[f"{LABEL}.service"],
         index=int(labels[f"{LABEL}.index"]),
-        host=HOST,
+        host=labels.get(f"{LABEL}.host", HOST),
         port=int(labels[f"{LABEL}.port"]),
         running=one["State"] == "running",
         labels=json.loads(labels[f"{LABEL}.facts"]),

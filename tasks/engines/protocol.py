@@ -44,12 +44,15 @@ class Job(Value):
     attempt: int = Field(default=1, ge=1, description="the fencing token: which start of this key it is")
     image: str | None = Field(default=None, description="a container's: its name on the list of allowed images")
     room: str | None = Field(default=None, description="a folder that a container finds as ROOM, copied by value")
+    inside: bool = Field(default=False, description="a container's: it works in the stack's own state, as a step does")
     limits: Limits = Limits()
 
     @model_validator(mode="after")
     def _gang_needs_containers(self) -> Job:
         if self.nodes > 1 and self.image is None:
             raise ValueError(f"nodes = {self.nodes}, must be 1 without an image: one machine is one node")
+        if self.inside and (self.nodes > 1 or self.room is not None):
+            raise ValueError("inside = true, must be false for a gang and for a job with a room of its own")
         return self
 
 

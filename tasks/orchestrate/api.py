@@ -30,7 +30,7 @@ class AirflowApi:
             TryAgain: Airflow can't be reached or failed. BadRequest: it refused what was asked.
         """
         if not self.token:
-            login = {"username": USER, "password": password(self.site.home)}
+            login = {"username": USER, "password": password(self.site.home, self.site.settings.airflow_password)}
             self.token = self._send("POST", "/auth/token", login, {}, {}).json()["access_token"]
         headers = {"Authorization": f"Bearer {self.token}"}
         answer = self._send(method, f"/api/v2{path}", body, params, headers)

@@ -27,8 +27,10 @@ def secret(home: Path, name: str, make: object = None) -> str:
     return path.read_text()
 
 
-def password(home: Path) -> str:
-    """Return the password of the Airflow user ``admin``."""
+def password(home: Path, file: str = "") -> str:
+    """Return the password of the Airflow user ``admin``: what ``file`` holds, or what set-up made."""
+    if file:
+        return Path(file).read_text().strip()
     return secret(home, "airflow-password", lambda: secrets.token_urlsafe(9))
 
 

@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from tasks.engines.protocol import Job, JobState, JobStatus
+from tasks.engines.protocol import Job, JobState, JobStatus, Limits
 from tasks.site import Site
 from tasks.spec.errors import BY_EXIT_CODE, DrydockError, TryAgain
 from tasks.spec.value import Value
-from tasks.steps import finished, job_key
+from tasks.steps import finished, gang_key, job_key
 from tasks.store.files import write_json
+
+# What a step needs torch for runs where torch is; MLflow, DVC and Great Expectations are in the other image.
+TRAINER, PLATFORM = "drydock/trainer", "drydock/airflow"
+NEED_TORCH = ("compress",)
+# Of our own environment: how a step in a container finds MLflow and the store. Secrets are named by their files.
+PASSED_ON = (
+    *("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD_FILE"),
+    *("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID_FILE", "AWS_SECRET_ACCESS_KEY_FILE"),
+)
 
 
 def job_for(step: str, request: Value, site: Site) -> Job:
-    """Return the job that runs one step as a container would: ``drydock step NAME request.json``."""
+    """Return the job that runs one step: ``drydock step NAME request.json``, as a process or in a container."""
     key = job_key(step, request)
     folder = site.home / "jobs" / key
-    return Job(
+    job = Job(
         key=key,
         command=(sys.executable, "-m", "tasks", "step", step, str(folder / "request.json")),
         environment=site.settings.environment | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"},
         folder=str(folder),
         labels={"step": step, "workload": str(getattr(request, "workload", "")), "key": key},
     )
+    return job if site.settings.engine == "process" else _in_container(step, job, site)
+
+
+def _in_container(step: str, job: Job, site: Site) -> Job:
+    """Return a step's job as a container of the stack: it works in the same state, in the image that it needs."""
+    needs_torch = step in NEED_TORCH
+    program = ("python",) if needs_torch else ("with-secrets", "python")
+    passed = {} if needs_torch else {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    limits = Limits(cpus=site.settings.cores, memory_bytes=site.settings.step_memory_bytes, pids=1024)
+    own = {"image": TRAINER if needs_torch else PLATFORM, "inside": True, "limits": limits}
+    own |= {"command": (*program, *job.command[1:]), "environment": job.environment | passed}
+    return job.model_copy(update=own)
 
 
 def submit(step: str, request: Value, site: Site) -> str:
@@ -40,7 +62,7 @@ def cancel(handle: str, site: Site) -> None:
     """End a step's job, and the gang that it may have started: its own way to do so may be cut off."""
     site.engine.cancel(handle)
     if site.settings.training_engine != "process":
-        site.training_engine.cancel(handle)
+        site.training_engine.cancel(gang_key(handle))
 
 
 def outcome(step: str, request: Value, status: JobStatus, site: Site) -> Value:

@@ -18,11 +18,12 @@ from tasks.engines.protocol import JobState, JobStatus
 from tasks.notify import check_secrets
 from tasks.orchestrate import jobs
 from tasks.orchestrate.asked import actor_of
+from tasks.orchestrate.pools import fits_pool
 from tasks.orchestrate.trigger import JobTrigger
 from tasks.plan import RETRAIN, request_for
 from tasks.site import Site
 from tasks.spec.changes import changed
-from tasks.spec.errors import BadRequest, DrydockError, from_os, retryable, told
+from tasks.spec.errors import DrydockError, from_os, retryable, told
 from tasks.spec.load import load_workload
 from tasks.spec.value import Value
 from tasks.spec.workload import Workload
@@ -64,23 +65,10 @@ class PlanOperator(BaseOperator):
         with as_airflow():
             params = {name: value for name, value in dict(context["params"]).items() if value is not None}
             effective = changed(load_workload(site.workloads, self.workload), params)
-            fits_pool(effective, site.settings.training_slots)
+            fits_pool(effective, site.settings)
             check_secrets(effective, site)
         self.log.info("by the trigger form: %s", params)
         return effective.model_dump(mode="json")
-
-
-def fits_pool(workload: Workload, slots: int) -> None:
-    """Refuse a gang that its pool could never hold: Airflow itself would let it wait for ever.
-
-    Raises:
-        BadRequest: nodes x ranks is more than the pool's slots.
-    """
-    if workload.train.world_size > slots:
-        raise BadRequest(
-            f"{workload.name}: train.nodes x train.ranks = {workload.train.world_size}, must be at most {slots}, "
-            "the slots of the pool 'training' (DRYDOCK_TRAINING_SLOTS)"
-        )
 
 
 class StepOperator(BaseOperator):

@@ -7,6 +7,7 @@ sds/certificate.json  where the certificate lies; only where TLS is on
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tasks.release.envoy import (
     API_KEY_FILTER,
@@ -25,6 +26,7 @@ from tasks.release.envoy import (
 from tasks.spec.settings import Settings
 
 BOOTSTRAP, CERTIFICATE = "bootstrap.json", "sds/certificate.json"
+ADMIN, ROUTER = "admin", f"{TYPE}extensions.filters.http.router.v3.Router"
 STAT_PREFIX, SECRET_NAME = "gateway", "gateway"
 # The admin page can stop Envoy, so it never leaves this machine, whatever the listener's host is.
 ADMIN_HOST = "127.0.0.1"
@@ -48,12 +50,42 @@ def render_bootstrap(settings: Settings, folder: Path) -> str:
             "node": {"id": "drydock-gateway", "cluster": "drydock"},
             "admin": {"address": address(ADMIN_HOST, settings.gateway_admin_port)},
             "dynamic_resources": {"cds_config": _watched(folder / CLUSTERS)},
-            "static_resources": {"listeners": [_listener(settings, folder)]},
+            "static_resources": {"listeners": [_listener(settings, folder)], **_admin_door(settings, folder)},
             "overload_manager": _overload_manager(),
             "stats_config": {"histogram_bucket_settings": [_latency_buckets()]},
             "stats_flush_interval": f"{FLUSH_SECONDS}s",
         }
     )
+
+
+def _admin_door(settings: Settings, folder: Path) -> Json:
+    """Return what lets others ask the harmless part of the admin page, where they are told to at another address."""
+    if not settings.gateway_admin_at:
+        return {}
+    port = urlsplit(settings.gateway_admin_at).port
+    manager = {
+        "@type": f"{TYPE}extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "statistics",
+        "route_config": {"virtual_hosts": [{"name": "statistics", "domains": ["*"], "routes": _admin_routes()}]},
+        "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type": ROUTER}}],
+        **_path_rules(),
+        **_bounds(),
+    }
+    filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
+    door = {"name": "statistics", "address": address(settings.host, port), "filter_chains": [{"filters": filters}]}
+    page = {"endpoint": {"address": address(ADMIN_HOST, settings.gateway_admin_port)}}
+    endpoints = {"cluster_name": ADMIN, "endpoints": [{"lb_endpoints": [page]}]}
+    return {
+        "listeners": [_listener(settings, folder), door],
+        "clusters": [{"name": ADMIN, "type": "STATIC", "load_assignment": endpoints}],
+    }
+
+
+def _admin_routes() -> list[Json]:
+    """The rest of the admin page can stop Envoy, or tell its keys."""
+    paths = [("GET", "/ready"), ("GET", "/stats"), ("GET", "/stats/prometheus"), ("POST", "/reopen_logs")]
+    method = lambda name: [{"name": ":method", "string_match": {"exact": name}}]  # noqa: E731
+    return [{"match": {"path": path, "headers": method(name)}, "route": {"cluster": ADMIN}} for name, path in paths]
 
 
 def render_certificate(settings: Settings) -> str:
@@ -153,7 +185,7 @@ def _http_filters(keyed: bool) -> list[Json]:
     """
     keys = f"{TYPE}extensions.filters.http.api_key_auth.v3.ApiKeyAuth"
     limit = f"{TYPE}extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
-    router = {"@type": f"{TYPE}extensions.filters.http.router.v3.Router", "suppress_envoy_headers": True}
+    router = {"@type": ROUTER, "suppress_envoy_headers": True}
     asks = [{"name": API_KEY_FILTER, "disabled": True, "typed_config": {"@type": keys}}] if keyed else []
     return [
         *asks,

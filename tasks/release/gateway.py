@@ -21,13 +21,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from tasks.release.api_keys import read_api_keys
 from tasks.release.envoy import CLUSTERS, ROUTE_NAME, ROUTES, render, union, version_of
 from tasks.release.envoy_listener import (
-    ADMIN_HOST,
     BOOTSTRAP,
     CERTIFICATE,
     STAT_PREFIX,
@@ -265,7 +265,7 @@ class Gateway:
 
     def _admin(self, path: str, method: str = "GET") -> str:
         """Ask the admin page. Plain http.client: it heeds no proxy from the environment."""
-        connection = http.client.HTTPConnection(ADMIN_HOST, self.settings.gateway_admin_port, timeout=5)
+        connection = http.client.HTTPConnection(self._where, timeout=5)
         try:
             connection.request(method, path)
             response = connection.getresponse()
@@ -280,7 +280,7 @@ class Gateway:
 
     @property
     def _where(self) -> str:
-        return f"{ADMIN_HOST}:{self.settings.gateway_admin_port}"
+        return urlsplit(self.settings.gateway_admin_url).netloc
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -17,7 +17,10 @@ from tasks.spec.errors import BadRequest
 from tasks.spec.value import Value
 
 SCHEMA_VERSION = 1
+# A folder for each GPU that NVIDIA's driver drives.
+GPUS = Path("/proc/driver/nvidia/gpus")
 FILES = ("api_keys", "tls_certificate", "tls_key", "tls_ca", "dataset_remote")
+FILES += ("jobs_token", "ledger_database", "airflow_password")
 
 
 class Settings(Value):
@@ -31,19 +34,30 @@ class Settings(Value):
     mlflow_port: int = Field(default=5000, ge=1, le=65535)
     gateway_port: int = Field(default=10000, ge=1, le=65535)
     gateway_admin_port: int = Field(default=9901, ge=1, le=65535)
+    airflow_at: str = Field(default="", description="Airflow's URL where that is no process of ours beside us")
+    mlflow_at: str = Field(default="", description="MLflow's URL, likewise")
+    gateway_at: str = Field(default="", description="the gateway's URL, likewise")
+    gateway_admin_at: str = Field(default="", description="the URL of the harmless part of its admin page, likewise")
     api_keys: str = Field(default="", description="a JSON file of client names and keys; none: no key is asked for")
     tls_certificate: str = Field(default="", description="the gateway's certificate chain in PEM; none: plain HTTP")
     tls_key: str = Field(default="", description="its private key in PEM")
     tls_ca: str = Field(default="", description="what our own clients trust at the gateway; none: the certificate")
     mlflow_seconds: int = Field(default=30, ge=1, description="how long MLflow may take to answer a request")
-    training_engine: Literal["process", "docker"] = Field(default="process", description="where ranks run")
+    engine: Literal["process", "remote"] = Field(default="process", description="where steps and replicas run")
+    training_engine: Literal["process", "docker", "remote"] = Field(default="process", description="where ranks run")
+    jobs_url: str = Field(default="", description="the job service's URL, for the engine `remote`")
+    jobs_token: str = Field(default="", description="the file of its token")
+    ledger_database: str = Field(default="", description="a file with the ledger's URL; none: SQLite in the home")
+    airflow_password: str = Field(default="", description="a file with the password of Airflow's user admin")
     dataset_remote: str = Field(default="", description="a folder or s3://bucket/prefix that revisions are pushed to")
     dataset_remote_endpoint: str = Field(default="", description="the URL of an S3 server that is not Amazon's")
     cores: int = Field(default=2, ge=1, description="device slots of this machine; sizes the pools")
     data_memory_bytes: int = Field(
         default=384 << 20, ge=128 << 20, description="what cleaning may hold in memory; beyond it, it goes to disk"
     )
+    step_memory_bytes: int = Field(default=2 << 30, ge=256 << 20, description="of a step that runs in a container")
     training_slots: int = Field(default=2, ge=1, description="ranks that may train at once: the training pool")
+    gpus: int = Field(default=0, ge=0, description="GPUs of this machine: the pool of those who ask for one")
 
     @model_validator(mode="after")
     def _certificate_has_its_key(self) -> Settings:
@@ -54,21 +68,30 @@ class Settings(Value):
             raise ValueError("tls_ca is set, tls_certificate is not; set DRYDOCK_TLS_CERTIFICATE and DRYDOCK_TLS_KEY")
         return self
 
+    @model_validator(mode="after")
+    def _remote_is_somewhere(self) -> Settings:
+        asked = [name for name in ("engine", "training_engine") if getattr(self, name) == "remote"]
+        lacking = [name for name in ("jobs_url", "jobs_token") if not getattr(self, name)]
+        if asked and lacking:
+            raise ValueError(f"{asked[0]} = 'remote' needs {lacking[0]}; set DRYDOCK_{lacking[0].upper()}")
+        return self
+
     @property
     def home_path(self) -> Path:
         return Path(self.home)
 
     @property
     def airflow_url(self) -> str:
-        return f"http://{self.host}:{self.airflow_port}"
+        return self.airflow_at or f"http://{self.host}:{self.airflow_port}"
 
     @property
     def mlflow_url(self) -> str:
-        return f"http://{self.host}:{self.mlflow_port}"
+        return self.mlflow_at or f"http://{self.host}:{self.mlflow_port}"
 
     @property
     def gateway_url(self) -> str:
-        return f"{'https' if self.tls_certificate else 'http'}://{self.host}:{self.gateway_port}"
+        scheme = "https" if self.tls_certificate else "http"
+        return self.gateway_at or f"{scheme}://{self.host}:{self.gateway_port}"
 
     @property
     def gateway_ca(self) -> str | None:
@@ -78,7 +101,7 @@ class Settings(Value):
     @property
     def gateway_admin_url(self) -> str:
         # It can stop Envoy, so it stays on the loopback whatever the host is.
-        return f"http://127.0.0.1:{self.gateway_admin_port}"
+        return self.gateway_admin_at or f"http://127.0.0.1:{self.gateway_admin_port}"
 
     @property
     def ports(self) -> dict[str, int]:
@@ -112,6 +135,7 @@ def resolve(environ: Mapping[str, str] | None = None, **arguments: str | int | N
         "cores": os.cpu_count() or 1,
     }
     found["training_slots"] = max(2, int(found["cores"]))
+    found["gpus"] = len(list(GPUS.glob("*")))
     for name, field in Settings.model_fields.items():
         text = environ.get(f"DRYDOCK_{name.upper()}")
         if text and name not in ("home", "root", "workloads"):

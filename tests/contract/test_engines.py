@@ -18,11 +18,15 @@ pytestmark = pytest.mark.timeout(60)
 SCRIPT = 'printf %b "$PRINTS"; while [ "$EXITS" = never ]; do sleep 0.05; done; exit "$EXITS"'
 
 
-@pytest.fixture(scope="module", params=["process", "docker", "fake"])
+@pytest.fixture(scope="module", params=["process", "docker", "remote", "fake"])
 def subject(request, tmp_path_factory):
     home = tmp_path_factory.mktemp(request.param)
-    if request.param == "docker":
+    if request.param in ("docker", "remote"):
         request.getfixturevalue("allow_images")(home, "drydock/base")
+    if request.param == "remote":
+        with request.getfixturevalue("job_service")(home) as served:
+            yield engine("remote", home / "client", url=served.url, token=str(served.token))
+        return
     built = engine(request.param, home)
     if request.param == "process":
         built.supervisor.start()
@@ -251,7 +255,7 @@ def test_services_with_like_names_are_kept_apart(subject, service, tmp_path):
 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones():
-    with pytest.raises(BadRequest, match=r"engine = 'slurm', must be one of \['docker', 'fake', 'process'\]"):
+    with pytest.raises(BadRequest, match=r"engine = 'slurm', must be one of \['docker', 'fake', 'process', 'remote'\]"):
         engine("slurm", Path("/nowhere"))
 
 

@@ -234,6 +234,18 @@ def test_bootstrap_reads_the_files_that_are_rendered():
         assert source["path_config_source"] == {"path": str(path), "watched_directory": watched}
 
 
+def test_another_container_may_ask_the_harmless_part_of_the_admin_page_alone():
+    assert len(json.loads(render_bootstrap(resolve({}), Path("/h/gateway")))["static_resources"]["listeners"]) == 1
+    settings = resolve({"DRYDOCK_GATEWAY_ADMIN_AT": "http://gateway:9902"})
+    static = json.loads(render_bootstrap(settings, Path("/h/gateway")))["static_resources"]
+    door = static["listeners"][1]
+    assert door["address"]["socket_address"]["port_value"] == 9902
+    routes = door["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["virtual_hosts"][0]["routes"]
+    opened = {route["match"]["path"] for route in routes}
+    assert opened == {"/ready", "/stats", "/stats/prometheus", "/reopen_logs"}
+    assert all(route["route"] == {"cluster": static["clusters"][0]["name"]} for route in routes)
+
+
 names = st.from_regex(r"[a-z][a-z0-9-]{0,12}", fullmatch=True)
 
 

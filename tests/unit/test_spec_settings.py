@@ -82,3 +82,19 @@ def test_an_error_is_one_line_and_its_kind_an_exit_code():
     assert sorted(BY_EXIT_CODE) == [1, 10, 11, 20, 30, 40]
     assert all(issubclass(kind, DrydockError) for kind in BY_EXIT_CODE.values())
     assert [code for code in (*BY_EXIT_CODE, 137, -9) if retryable(code)] == [1, 20, 137, -9]
+
+
+def test_services_may_live_elsewhere():
+    at = {"DRYDOCK_MLFLOW_AT": "http://proxy:5000", "DRYDOCK_GATEWAY_AT": "http://gateway:10000"}
+    found = resolve(at | {"DRYDOCK_GATEWAY_ADMIN_AT": "http://gateway:9902", "DRYDOCK_HOST": "0.0.0.0"})
+    assert (found.mlflow_url, found.gateway_url) == ("http://proxy:5000", "http://gateway:10000")
+    assert found.gateway_admin_url == "http://gateway:9902"
+    assert found.airflow_url == "http://0.0.0.0:8080"
+
+
+@pytest.mark.parametrize("name", ["engine", "training_engine"])
+def test_the_job_service_must_be_somewhere(name):
+    with pytest.raises(BadRequest, match=f"{name} = 'remote' needs jobs_url; set DRYDOCK_JOBS_URL"):
+        resolve({f"DRYDOCK_{name.upper()}": "remote"})
+    with pytest.raises(BadRequest, match="needs jobs_token"):
+        resolve({f"DRYDOCK_{name.upper()}": "remote", "DRYDOCK_JOBS_URL": "http://jobs:8070"})
