@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tasks.engines.protocol import ROOM, Job, JobState, JobStatus, Limits, RoomEngine
 from tasks.spec.errors import BadRequest, DrydockError, IntegrityLost, TryAgain
@@ -37,6 +37,7 @@ POLL_SECONDS = 0.3
 DAEMON_SECONDS = 180.0
 # A checkpoint is copied here so often, so that the loss of a host costs no more.
 MIRROR_SECONDS = 30.0
+T = TypeVar("T")
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "HOME": "/tmp"}
 
 
@@ -61,11 +62,13 @@ class Containers(NamedTuple):
         with _cancelled_by_sigterm(self):
             for start in range(MAX_STARTS):
                 job = self._job(request, folder, _next_attempt(folder), accumulate)
-                followed = Followed(self.engine, self.engine.submit(job), folder, history)
+                # A daemon that is not there at all is told at once; one that was there is waited for.
+                handle = patiently(lambda job=job: self.engine.submit(job)) if start else self.engine.submit(job)
+                followed = Followed(self.engine, handle, folder, history)
                 status = followed.to_the_end()
-                if followed.bring_back(status):
-                    return self.engine.forget(followed.handle)
-                followed.mirror()
+                if patiently(lambda followed=followed, status=status: followed.bring_back(status)):
+                    return patiently(lambda handle=handle: self.engine.forget(handle))
+                patiently(followed.mirror)
                 try:
                     accumulate = self._what_next(request.train, status, start, accumulate, folder)
                 except DrydockError:
@@ -75,7 +78,9 @@ class Containers(NamedTuple):
 
     def _job(self, request: TrainRequest, folder: Path, attempt: int, accumulate: int) -> Job:
         facts = {"key": self.key, "labels": self.labels, "folder": str(self.logs)}
-        return gang_job(request, folder, attempt, accumulate, **facts)
+        job = gang_job(request, folder, attempt, accumulate, **facts)
+        # Ranks that restart alone go on from the checkpoints in their own room, which must be everybody's.
+        return job if self.engine.shares_room else job.model_copy(update={"command": with_restarts(job.command, 0)})
 
     def cancel(self) -> None:
         """End the gang wherever it is. Idempotent."""
@@ -95,6 +100,11 @@ class Containers(NamedTuple):
         self.tell(f"training {self.key}: the gang failed ({why}); it starts again {how}")
         time.sleep(BACKOFF_SECONDS * 2**start)
         return accumulate
+
+
+def with_restarts(command: tuple[str, ...], restarts: int) -> tuple[str, ...]:
+    """Return a launcher's command that restarts ranks so often. Pure."""
+    return (*command[:-1], f"--restarts={restarts}", command[-1])
 
 
 def gang_job(request: TrainRequest, room: Path, attempt: int, accumulate: int, **facts: Any) -> Job:
@@ -130,21 +140,15 @@ class Followed:
 
     def to_the_end(self) -> JobStatus:
         """Follow until no node runs. A daemon that is away for a while is waited for."""
-        until = time.monotonic() + DAEMON_SECONDS
-        while True:
-            try:
-                status = self.engine.poll(self.handle)
-                self.look()
-            except TryAgain as error:
-                if time.monotonic() > until:
-                    raise
-                _say(f"waiting: {error}")
-                time.sleep(2)
-                continue
-            until = time.monotonic() + DAEMON_SECONDS
-            if status.state is not JobState.RUNNING:
-                return status
+        while (status := patiently(self.state)).state is JobState.RUNNING:
             time.sleep(POLL_SECONDS)
+        return status
+
+    def state(self) -> JobStatus:
+        """Return the gang's state, and pass on what it printed until then."""
+        status = self.engine.poll(self.handle)
+        self.look()
+        return status
 
     def look(self) -> None:
         """Pass on what the gang printed and learnt since the last look."""
@@ -196,6 +200,19 @@ class Followed:
             raise IntegrityLost(f"{self.handle}: weights have digest {found[:12]}, must be {must}")
         self.history.follow()
         return True
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """Ask the engine until it answers. Raises TryAgain where it has not for as long as a daemon's restart takes."""
+    until = time.monotonic() + DAEMON_SECONDS
+    while True:
+        try:
+            return ask()
+        except TryAgain as error:
+            if time.monotonic() > until:
+                raise
+            _say(f"waiting: {error}")
+            time.sleep(2)
 
 
 def _next_attempt(folder: Path) -> int:

@@ -501,3 +501,158 @@ def allow_images(build_images: Callable[..., dict[str, str]]) -> Callable[..., N
         (home / "images.json").write_text(json.dumps({name: digests[name] for name in names}))
 
     return allow
+
+
+class Host(NamedTuple):
+    """A Docker daemon in a network namespace of its own: another host, as far as containers can tell."""
+
+    name: str
+    ip: str
+    folder: Path
+    processes: list[Any]
+
+    @property
+    def address(self) -> str:
+        return f"unix://{self.folder}/docker.sock"
+
+    def start(self) -> None:
+        """Start its daemon, or start it again."""
+        import subprocess
+
+        for left in ("docker.pid", "exec/containerd/containerd.pid"):
+            (self.folder / left).unlink(missing_ok=True)
+        # `ip netns exec` would hide the cgroups, without which the daemon refuses to start.
+        command = ["nsenter", f"--net=/var/run/netns/{self.name}", "dockerd", f"--data-root={self.folder}/data"]
+        command += [f"--exec-root={self.folder}/exec", f"--pidfile={self.folder}/docker.pid", f"--host={self.address}"]
+        with (self.folder / "log").open("ab") as log:
+            self.processes.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
+        why = (self.folder / "log").read_text
+        _wait_until(lambda: self.docker("info", check=False) is not None, 60, lambda: why()[-2000:])
+
+    def stop(self, kill: bool = False) -> None:
+        """End its daemon, and with ``kill`` all that ran on it, as a host that lost its power."""
+        import os
+        import signal
+
+        on_it = [child for pid in _pids_in(self.name) for child in _below(pid)]
+        if kill:
+            self.pull_the_plug()
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+                process.wait(60)
+        for pid in {*on_it, *_pids_in(self.name)} if kill else ():
+            with _gone():
+                os.kill(pid, signal.SIGKILL)
+
+    def pull_the_plug(self) -> None:
+        """Cut its network."""
+        import subprocess
+
+        subprocess.run(["ip", "link", "set", f"{self.name}-o", "down"], check=False)
+
+    def docker(self, *arguments: str, check: bool = True) -> str | None:
+        import subprocess
+
+        done = subprocess.run(
+            ["docker", "--host", self.address, *arguments], capture_output=True, text=True, check=False, timeout=120
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _below(pid: int) -> list[int]:
+    """The processes of a daemon's containers: in namespaces of their own, but its shims' children."""
+    import psutil
+
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _gone() -> Any:
+    import contextlib
+
+    return contextlib.suppress(ProcessLookupError)
+
+
+def _pids_in(namespace: str) -> list[int]:
+    import subprocess
+
+    done = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in done.stdout.split()]
+
+
+@pytest.fixture(scope="session")
+def docker_hosts(build_images: Callable[..., dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """``with docker_hosts(2, "drydock/trainer") as hosts``: daemons that share no disk, on one network, each with the
+    images."""
+    import contextlib
+    import os
+    import secrets
+    import shutil
+    import subprocess
+
+    @contextlib.contextmanager
+    def make(count: int, *images: str) -> Iterator[list[Host]]:
+        if os.geteuid() != 0 or not shutil.which("ip"):
+            pytest.skip("no network namespace can be made: not root, or no iproute2")
+        digests, bridge, made = build_images(*images), f"dd{secrets.token_hex(2)}", []
+        try:
+            _network(bridge)
+            for number in range(count):
+                host = Host(f"{bridge}{number}", f"10.213.7.{number + 2}", tmp_path_factory.mktemp("host"), [])
+                made.append(host)
+                _namespace(bridge, host)
+                host.start()
+                for image in images:
+                    _copy_image(digests[image], host)
+            yield made
+        finally:
+            for host in made:
+                host.stop(kill=True)
+                subprocess.run(["ip", "netns", "delete", host.name], check=False)
+                subprocess.run(f"umount --recursive --lazy {host.folder}/* 2>/dev/null", shell=True, check=False)
+                shutil.rmtree(host.folder, ignore_errors=True)
+            subprocess.run(["ip", "link", "delete", bridge], check=False)
+            _forwarding("-D", bridge)
+
+    return make
+
+
+def _network(bridge: str) -> None:
+    _ip("link", "add", bridge, "type", "bridge")
+    _ip("addr", "add", "10.213.7.1/24", "dev", bridge)
+    _ip("link", "set", bridge, "up")
+    _forwarding("-I", bridge)
+
+
+def _forwarding(what: str, bridge: str) -> None:
+    """Another daemon's rules drop what is forwarded, between two of one bridge too."""
+    import subprocess
+
+    subprocess.run(["iptables", what, "FORWARD", "-i", bridge, "-o", bridge, "-j", "ACCEPT"], check=False)
+
+
+def _namespace(bridge: str, host: Host) -> None:
+    _ip("netns", "add", host.name)
+    _ip("link", "add", f"{host.name}-o", "type", "veth", "peer", "name", "eth0", "netns", host.name)
+    _ip("link", "set", f"{host.name}-o", "master", bridge, "up")
+    for words in (("addr", "add", f"{host.ip}/24", "dev", "eth0"), ("link", "set", "eth0", "up")):
+        _ip("-n", host.name, *words)
+    _ip("-n", host.name, "link", "set", "lo", "up")
+    _ip("-n", host.name, "route", "add", "default", "via", "10.213.7.1")
+
+
+def _ip(*arguments: str) -> None:
+    import subprocess
+
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+def _copy_image(digest: str, host: Host) -> None:
+    import subprocess
+
+    with subprocess.Popen(["docker", "save", digest], stdout=subprocess.PIPE) as saved:
+        subprocess.run(["docker", "--host", host.address, "load"], stdin=saved.stdout, check=True, capture_output=True)

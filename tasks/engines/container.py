@@ -25,8 +25,6 @@ LABEL = "drydock"
 LOGS = {"Type": "json-file", "Config": {"max-size": "64m", "max-file": "2"}}
 
 
-# The working folder that images/ make, which is empty.
-WORK = "/work"
 # The port of a replica that is asked inside the stack; there its name is its own.
 REPLICA_PORT = 8080
 
@@ -66,7 +64,9 @@ def render_gang(
     containers = {}
     for node in range(job.nodes):
         own = devices[node * share : (node + 1) * share]
-        containers[f"{name}-{job.attempt}-{node}"] = _node(job, node, name, image, site, own)
+        request = _node(job, node, name, image, site, own)
+        request["Labels"] |= places.labels if places else {}
+        containers[f"{name}-{job.attempt}-{node}"] = request
     labels = _labels(site, job.key)
     return Gang(
         network={"Name": name, "Driver": "bridge", "Internal": True, "CheckDuplicate": True, "Labels": labels},
@@ -109,8 +109,7 @@ def _inside(job: Job, request: dict[str, Any], places: Places | None) -> dict[st
         raise BadRequest(f"job {job.key}: inside = true, but this engine stands in no stack; set it to false")
     host = request["HostConfig"] | {"NetworkMode": places.network, "Mounts": list(places.of_step)}
     labels = request["Labels"] | places.labels
-    own = {"HostConfig": host, "WorkingDir": WORK, "Labels": labels, "NetworkingConfig": {}}
-    return request | own
+    return request | {"HostConfig": host, "WorkingDir": MOUNT, "Labels": labels, "NetworkingConfig": {}}
 
 
 def replica_host(service: str, index: int) -> str:

@@ -35,6 +35,8 @@ class DockerEngine(DockerServices):
     Every method may be called from any thread or process. All raise TryAgain where the daemon does not answer.
     """
 
+    shares_room = True
+
     def render(self, job: Job) -> Gang:
         """Return a job's requests for the daemon.
 
@@ -88,26 +90,26 @@ class DockerEngine(DockerServices):
     def poll(self, handle: str) -> JobStatus:
         """Return the state of the whole gang: it fails with its first node that failed, and where one is lost."""
         with translated(handle):
-            return _status(self._containers(_key(handle)))
+            return _status(self._containers(key_of_handle(handle)))
 
     def logs(self, handle: str, since: int = 0) -> tuple[str, int]:
         """Return what all nodes printed from byte ``since`` on, at most 1 MiB, and the offset to go on from."""
         if not _is_handle(handle):
             return "", since
-        with self.lock(_key(handle)), translated(handle):
-            self._gather(handle, self._containers(_key(handle)))
+        with self.lock(key_of_handle(handle)), translated(handle):
+            self._gather(handle, self._containers(key_of_handle(handle)))
             return self._log(handle).read(since)
 
     def cancel(self, handle: str) -> None:
         """End all nodes (SIGTERM, SIGKILL after 10 s) and remove containers, network and volume; the log stays."""
         if not _is_handle(handle):
             return
-        with self.lock(_key(handle)), translated(handle):
-            found = self._containers(_key(handle))
+        with self.lock(key_of_handle(handle)), translated(handle):
+            found = self._containers(key_of_handle(handle))
             each(found, lambda one: self.stop_container(one["Id"]))
             self._gather(handle, found)
             self.remove(found)
-            self._remove_room(_key(handle))
+            self._remove_room(key_of_handle(handle))
 
     def forget(self, handle: str) -> None:
         """Drop an ended job with its room; its log stays. Idempotent.
@@ -131,7 +133,7 @@ class DockerEngine(DockerServices):
     def read(self, handle: str, path: str) -> Iterator[bytes] | None:
         """Return ``<path>`` in the room as a tar stream; None where it is not there."""
         with translated(handle):
-            for one in self._containers(_key(handle))[:1]:
+            for one in self._containers(key_of_handle(handle))[:1]:
                 with tolerating_missing():
                     return self.api.get_archive(one["Id"], f"{ROOM}/{path}")[0]
         return None
@@ -260,10 +262,10 @@ def _label(one: dict[str, Any], name: str) -> str:
 
 
 def _is_handle(handle: str) -> bool:
-    return _key(handle) is not None
+    return key_of_handle(handle) is not None
 
 
-def _key(handle: str) -> str | None:
+def key_of_handle(handle: str) -> str | None:
     """The key of a handle; None where it is none, so that no label or path is made of it."""
     key = handle.removeprefix("job-")
     return key if key != handle and key.replace("-", "").replace("_", "").isalnum() else None

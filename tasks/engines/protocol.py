@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 
 from tasks.spec.value import Value
 
-# Where a container finds its room, which it may write: a folder of the volume, because a volume's own root is root's.
-MOUNT, ROOM = "/drydock", "/drydock/room"
+# Where a container finds its room, which it may write: below the folder that every image has, empty, and our user owns.
+MOUNT, ROOM = "/work", "/work/room"
 
 
 class Limits(Value):
@@ -93,7 +93,13 @@ class JobEngine(Protocol):
 
 
 class RoomEngine(JobEngine, Protocol):
-    """An engine whose nodes have no disk in common with us: rooms go there and come back by value."""
+    """An engine whose nodes have no disk in common with us: rooms go there and come back by value.
+
+    ``shares_room``: a gang's nodes work in one room; else each has a copy, and what one writes the others see in the
+    next attempt.
+    """
+
+    shares_room: bool
 
     def fetch(self, handle: str, path: str, target: Path) -> bool:
         """Copy ``<path>`` in the room of node 0 to ``target`` (a file, or a folder's content); False where it is not

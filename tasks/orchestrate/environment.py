@@ -66,6 +66,9 @@ def airflow_environment(site: Site) -> dict[str, str]:
         # The default second between two looks would be most of the time of a short task.
         "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
         "SCHEDULER__ENABLE_HEALTH_CHECK": "False",
+        # After a scheduler's death its tasks are taken up again within a minute; the defaults are five.
+        "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
+        "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "40",
         "USAGE_DATA_COLLECTION__ENABLED": "False",
     }
     environment = {f"AIRFLOW__{name}": value for name, value in sections.items()}

@@ -138,7 +138,13 @@ class StepOperator(BaseOperator):
             offset = end
 
     def _finish(self, context: Any, request: Value, status: JobStatus, site: Site) -> Any:
-        result = jobs.outcome(self._name, request, status, site)
+        try:
+            result = jobs.outcome(self._name, request, status, site)
+        except DrydockError:
+            # A container that failed is left to nobody; its log is in ours by now.
+            with contextlib.suppress(DrydockError):
+                site.engine.forget(self._handle)
+            raise
         site.engine.forget(self._handle)
         return self._give(context, result)
 

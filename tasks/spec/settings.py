@@ -44,7 +44,9 @@ class Settings(Value):
     tls_ca: str = Field(default="", description="what our own clients trust at the gateway; none: the certificate")
     mlflow_seconds: int = Field(default=30, ge=1, description="how long MLflow may take to answer a request")
     engine: Literal["process", "remote"] = Field(default="process", description="where steps and replicas run")
-    training_engine: Literal["process", "docker", "remote"] = Field(default="process", description="where ranks run")
+    training_engine: Literal["process", "docker", "remote"] = Field(
+        default="process", description="where ranks run"
+    )
     jobs_url: str = Field(default="", description="the job service's URL, for the engine `remote`")
     jobs_token: str = Field(default="", description="the file of its token")
     ledger_database: str = Field(default="", description="a file with the ledger's URL; none: SQLite in the home")

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -41,6 +42,8 @@ class Stack:
         self.home, self.workloads, self.project = home, workloads, f"drydock{secrets.token_hex(3)}"
         self.ports = dict(zip(PORTS, ports, strict=True))
         self.seen: dict[str, dict[str, Any]] = {}
+        self.before: list[dict[str, Any]] = []
+        self.resumed_seconds = 0.0
         self.stop = threading.Event()
         own = {"DRYDOCK_HOME": str(home), "DRYDOCK_WORKLOADS": str(workloads), "COMPOSE_PROJECT_NAME": self.project}
         own |= {f"DRYDOCK_{name}_PORT": str(port) for name, port in self.ports.items()}
@@ -70,7 +73,8 @@ class Stack:
         until = time.monotonic() + 300
         while True:
             states = {cis.service(one): (one["State"].get("Health") or {}).get("Status") for one in self.containers()}
-            if len(states) > 10 and all(state == "healthy" for name, state in states.items() if name != "prepare"):
+            watched = [state for name, state in states.items() if name not in ("prepare", "jobs-own")]
+            if len(watched) > 10 and set(watched) == {"healthy"}:
                 return
             assert time.monotonic() < until, (states, self.compose("logs", "--tail=30", check=False)[-6000:])
             time.sleep(1)
@@ -95,6 +99,19 @@ class Stack:
             assert time.monotonic() < until, f"{release} was not triggered"
             time.sleep(1)
         return runs[0]["dag_run_id"]
+
+    def await_gang(self, run_id: str) -> dict[str, Any]:
+        """Wait until the gang of a run has learnt something; return its container. ``before``: what ran until then."""
+        self.before = list(self.seen.values())
+        known, until = {one["Id"] for one in self.before}, time.monotonic() + 200
+        while True:
+            new = [one for one in self.seen.values() if one["Id"] not in known and "-gang-" in one["Name"]]
+            if new and "epoch 2:" in docker("logs", new[0]["Id"]):
+                return new[0]
+            failed = [task for task in self.api.tasks("retrain_digits", run_id) if task["state"] == "failed"]
+            assert not failed, self.api.task_log("retrain_digits", run_id, failed[0])[-3000:]
+            assert time.monotonic() < until, "no gang trains"
+            time.sleep(0.3)
 
     def await_promoted(self, workload: str, run_id: str) -> None:
         until, dag = time.monotonic() + 200, f"release_{workload}"
@@ -171,7 +188,7 @@ def test_digits_goes_live_in_containers(stack):
     assert any(name == "drydock/server" for _, name in ran)
     # The gang has neither the platform's network nor its state.
     gang = next(one for one in of_step(stack, "train") if names[one["Image"]] == "drydock/trainer")
-    assert [mount["Destination"] for mount in gang["Mounts"]] == ["/drydock"]
+    assert [mount["Destination"] for mount in gang["Mounts"]] == ["/work"]
     left = [one for one in stack.containers() if one["Config"]["Labels"].get("drydock.step")]
     assert left == []
 
@@ -200,6 +217,33 @@ def test_no_dag_code_reaches_the_socket(stack):
     script = "import os, glob; print(glob.glob('/run/docker*') + glob.glob('/var/run/docker*'), os.getuid())"
     for service in ("airflow-scheduler", "airflow-triggerer", "airflow-dag-processor", "reconciler"):
         assert stack.compose("exec", "-T", service, "python", "-c", script).strip() == "[] 10001"
+
+
+def test_a_scheduler_that_is_killed_finds_its_containers_again(stack):
+    """Its task processes die with it; the next ones adopt what runs: the same containers, no second training."""
+    dag, params = "retrain_digits", {"max_epochs": 60, "seed": 7}
+    run_id = stack.api.trigger(dag, params)
+    gang = stack.await_gang(run_id)
+    began = time.monotonic()
+    scheduler = next(one for one in stack.containers() if cis.service(one) == "airflow-scheduler")
+    os.kill(scheduler["State"]["Pid"], signal.SIGKILL)  # init of the container, so all its processes
+    stack.finish(dag, run_id)
+    stack.resumed_seconds = time.monotonic() - began
+    gangs = {one["Id"] for one in of_step(stack, "train") if "-gang-" in one["Name"]}
+    assert gangs - {found["Id"] for found in stack.before} == {gang["Id"]}
+    assert any(task["try_number"] > 1 for task in stack.api.tasks(dag, run_id)), "the task was not interrupted"
+
+
+def test_a_run_that_is_cancelled_in_airflow_leaves_no_container(stack):
+    dag, params = "retrain_digits", {"max_epochs": 200, "seed": 8}
+    run_id = stack.api.trigger(dag, params)
+    stack.await_gang(run_id)
+    stack.api.call("PATCH", f"/dags/{dag}/dagRuns/{run_id}", {"state": "failed"})
+    until = time.monotonic() + 60
+    while left := [one["Name"] for one in stack.containers() if one["Config"]["Labels"].get("drydock.step")]:
+        assert time.monotonic() < until, left
+        time.sleep(0.5)
+    assert "gang" not in docker("volume", "ls", "--quiet", "--filter=label=drydock.site")
 
 
 def test_mnist_waits_for_a_person_and_goes_live(stack):
