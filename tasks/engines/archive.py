@@ -58,8 +58,9 @@ def pack_file(name: str, content: bytes, uid: int) -> bytes:
     return stream.getvalue()
 
 
-def unpack(chunks: Iterable[bytes], target: Path) -> None:
-    """Write what a tar stream holds, one file or one folder, to ``target``: complete, or not at all.
+def unpack(chunks: Iterable[bytes], target: Path) -> bool:
+    """Write what a tar stream holds, one file or one folder, to ``target``: complete, or not at all. False where it
+    holds nothing: what was asked for went while it was being packed.
 
     Raises:
         IntegrityLost: the stream was cut, or holds anything but plain files and folders.
@@ -68,15 +69,17 @@ def unpack(chunks: Iterable[bytes], target: Path) -> None:
     working = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     working.mkdir()
     try:
-        found = _extract(chunks, working)
+        if (found := _extract(chunks, working)) is None:
+            return False
         if target.is_dir():
             shutil.rmtree(target)
         os.replace(found, target)
+        return True
     finally:
         shutil.rmtree(working, ignore_errors=True)
 
 
-def _extract(chunks: Iterable[bytes], working: Path) -> Path:
+def _extract(chunks: Iterable[bytes], working: Path) -> Path | None:
     try:
         with tarfile.open(fileobj=_Reader(iter(chunks)), mode="r|") as archive:
             for entry in archive:
@@ -84,20 +87,22 @@ def _extract(chunks: Iterable[bytes], working: Path) -> Path:
     except (tarfile.TarError, EOFError) as error:
         raise IntegrityLost(f"what came back from a container is no whole archive: {error}") from None
     found = list(working.iterdir())
-    if len(found) != 1:
+    if len(found) > 1:
         raise IntegrityLost(f"what came back from a container holds {len(found)} entries, must be one")
-    return found[0]
+    return found[0] if found else None
 
 
 def _write(archive: tarfile.TarFile, entry: tarfile.TarInfo, working: Path) -> None:
-    """Write one plain file or folder; links and devices are left out. (Python before 3.11.4 has no filters.)"""
+    """Write one plain file or folder. (Python before 3.11.4 has no filters.)"""
     inside = PurePosixPath(entry.name)
     if inside.is_absolute() or ".." in inside.parts:
         raise IntegrityLost(f"what came back from a container holds {entry.name[:80]!r}, which leads out of its folder")
     target = working / inside
+    if not (entry.isdir() or entry.isreg()):
+        raise IntegrityLost(f"what came back from a container holds {entry.name[:80]!r}, which is no plain file")
     if entry.isdir():
         target.mkdir(parents=True, exist_ok=True)
-    elif entry.isreg():
+    else:
         target.parent.mkdir(parents=True, exist_ok=True)
         content = archive.extractfile(entry)
         assert content is not None

@@ -125,10 +125,7 @@ class DockerEngine(DockerServices):
         """Copy ``<path>`` in the room to ``target``; False where it is not there. ``target`` is complete or absent."""
         with translated(handle):
             chunks = self.read(handle, path)
-            if chunks is None:
-                return False
-            archive.unpack(chunks, target)
-            return True
+            return chunks is not None and archive.unpack(chunks, target)
 
     def read(self, handle: str, path: str) -> Iterator[bytes] | None:
         """Return ``<path>`` in the room as a tar stream; None where it is not there."""

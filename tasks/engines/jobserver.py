@@ -193,7 +193,8 @@ def _ping(engine: DockerEngine) -> None:
 
 def _unpack(part: Path, target: Path) -> None:
     with part.open("rb") as stream:
-        archive.unpack(iter(lambda: stream.read(archive.CHUNK_BYTES), b""), target)
+        if not archive.unpack(iter(lambda: stream.read(archive.CHUNK_BYTES), b""), target):
+            raise BadRequest("the room is an empty archive")
 
 
 async def _json(request: Request) -> Any:

@@ -82,8 +82,7 @@ class RemoteEngine:
             if answer.status == 404:
                 return False
             _check(answer)
-            archive.unpack(iter(lambda: answer.read(archive.CHUNK_BYTES), b""), target)
-            return True
+            return archive.unpack(iter(lambda: answer.read(archive.CHUNK_BYTES), b""), target)
 
     def start(self, service: Service) -> tuple[Replica, ...]:
         """Start the replicas that don't run, and return all."""

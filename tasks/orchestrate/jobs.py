@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -63,6 +64,12 @@ def cancel(handle: str, site: Site) -> None:
     site.engine.cancel(handle)
     if site.settings.training_engine != "process":
         site.training_engine.cancel(gang_key(handle))
+
+
+def forget(step: str, request: Value, site: Site) -> None:
+    """Drop the job of a step whose result is there: its task may have been killed before it could. Idempotent."""
+    with contextlib.suppress(DrydockError):
+        site.engine.forget(f"job-{job_key(step, request)}")
 
 
 def outcome(step: str, request: Value, status: JobStatus, site: Site) -> Value:

@@ -87,6 +87,7 @@ class StepOperator(BaseOperator):
                 raise AirflowSkipException("there is no champion, or none that reads these features and classes")
             if done := finished(self._name, request, site):
                 self.log.info("recognised: the same request and code; its result is taken from %s", done.room.uri)
+                jobs.forget(self._name, request, site)
                 return self._give(context, done)
             self._handle = jobs.submit(self._name, request, site)
             status = self._follow(site)
@@ -140,12 +141,9 @@ class StepOperator(BaseOperator):
     def _finish(self, context: Any, request: Value, status: JobStatus, site: Site) -> Any:
         try:
             result = jobs.outcome(self._name, request, status, site)
-        except DrydockError:
-            # A container that failed is left to nobody; its log is in ours by now.
-            with contextlib.suppress(DrydockError):
-                site.engine.forget(self._handle)
-            raise
-        site.engine.forget(self._handle)
+        finally:
+            # Its log is in ours by now; a container that failed is left to nobody either.
+            jobs.forget(self._name, request, site)
         return self._give(context, result)
 
     def _give(self, context: Any, result: Value) -> Any:

@@ -103,13 +103,13 @@ class Stack:
     def await_gang(self, run_id: str) -> dict[str, Any]:
         """Wait until the gang of a run has learnt something; return its container. ``before``: what ran until then."""
         self.before = list(self.seen.values())
-        known, until = {one["Id"] for one in self.before}, time.monotonic() + 200
+        known, until = {one["Id"] for one in self.before}, time.monotonic() + 400
         while True:
             new = [one for one in self.seen.values() if one["Id"] not in known and "-gang-" in one["Name"]]
             if new and "epoch 2:" in docker("logs", new[0]["Id"]):
                 return new[0]
-            failed = [task for task in self.api.tasks("retrain_digits", run_id) if task["state"] == "failed"]
-            assert not failed, self.api.task_log("retrain_digits", run_id, failed[0])[-3000:]
+            failed = [task for task in self.api.tasks("retrain_slow", run_id) if task["state"] == "failed"]
+            assert not failed, self.api.task_log("retrain_slow", run_id, failed[0])[-3000:]
             assert time.monotonic() < until, "no gang trains"
             time.sleep(0.3)
 
@@ -155,6 +155,7 @@ def stack(build_images, images_home, tmp_path_factory) -> Iterator[Stack]:
     home = tmp_path_factory.mktemp("stack")
     home.chmod(0o755)
     shutil.copytree(ROOT / "workloads", home / "workloads")
+    slow(home / "workloads")
     write_secrets(home)
     shutil.copyfile(images_home / "images.json", home / "images.json")
     found = Stack(home, home / "workloads", free_ports(len(PORTS)))
@@ -219,10 +220,22 @@ def test_no_dag_code_reaches_the_socket(stack):
         assert stack.compose("exec", "-T", service, "python", "-c", script).strip() == "[] 10001"
 
 
+SLOW = {"max_epochs": 500, "patience_epochs": 500}
+
+
+def slow(workloads: Path) -> None:
+    """Make a workload of the digits that trains for a minute."""
+    text = (workloads / "digits" / "workload.yaml").read_text().replace("name: digits\n", "name: slow\n", 1)
+    (workloads / "slow").mkdir()
+    lines = [line if "stopping:" not in line else f"  stopping: {json.dumps(SLOW)}" for line in text.splitlines()]
+    (workloads / "slow" / "workload.yaml").write_text("\n".join(lines))
+
+
 def test_a_scheduler_that_is_killed_finds_its_containers_again(stack):
     """Its task processes die with it; the next ones adopt what runs: the same containers, no second training."""
-    dag, params = "retrain_digits", {"max_epochs": 60, "seed": 7}
-    run_id = stack.api.trigger(dag, params)
+    dag = "retrain_slow"
+    stack.api.wait_for_dag(dag, 120)
+    run_id = stack.api.trigger(dag, {"max_epochs": 300})
     gang = stack.await_gang(run_id)
     began = time.monotonic()
     scheduler = next(one for one in stack.containers() if cis.service(one) == "airflow-scheduler")
@@ -235,8 +248,8 @@ def test_a_scheduler_that_is_killed_finds_its_containers_again(stack):
 
 
 def test_a_run_that_is_cancelled_in_airflow_leaves_no_container(stack):
-    dag, params = "retrain_digits", {"max_epochs": 200, "seed": 8}
-    run_id = stack.api.trigger(dag, params)
+    dag = "retrain_slow"
+    run_id = stack.api.trigger(dag, {"seed": 8})
     stack.await_gang(run_id)
     stack.api.call("PATCH", f"/dags/{dag}/dagRuns/{run_id}", {"state": "failed"})
     until = time.monotonic() + 60

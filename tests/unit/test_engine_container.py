@@ -175,8 +175,16 @@ def test_what_comes_back_and_is_no_plain_file_is_not_taken(tmp_path, kind):
         entry = tarfile.TarInfo("weights")
         entry.type, entry.linkname = kind, "/etc/passwd"
         back.addfile(entry)
-    with pytest.raises(IntegrityLost, match="holds 0 entries"):
+    with pytest.raises(IntegrityLost, match="which is no plain file"):
         archive.unpack([stream.getvalue()], tmp_path / "weights")
+
+
+def test_what_went_while_it_was_packed_is_not_there(tmp_path):
+    """The daemon answers with an archive of nothing where a file is replaced under its hands."""
+    stream = io.BytesIO()
+    tarfile.open(fileobj=stream, mode="w").close()
+    assert archive.unpack([stream.getvalue()], tmp_path / "history.jsonl") is False
+    assert os.listdir(tmp_path) == []
 
 
 def test_what_would_leave_the_folder_is_not_taken(tmp_path):
