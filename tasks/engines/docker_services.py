@@ -42,6 +42,11 @@ class DockerServices(Daemon):
                     self.api.update_container(one["Id"], restart_policy={"Name": "no"})
                     self.api.rename(one["Id"], f"{LABEL}-{self.site}-draining-{one['Id'][:12]}")
                     self.api.kill(one["Id"], "SIGTERM")
+        self.clear_drained()
+
+    def clear_drained(self) -> None:
+        """Remove the replicas that were told to end and have ended. Idempotent."""
+        with translated("services"):
             self.remove([one for one in self._draining() if one["State"] not in ALIVE])
 
     def stop(self, name: str) -> None:

@@ -7,6 +7,7 @@ by the schema of ``orders`` alone.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import hmac
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -36,6 +38,8 @@ from tasks.spec.errors import BadRequest, DrydockError, Refused, TryAgain, from_
 PORT = 8070
 NETWORK = "internal"
 MAX_ORDER_BYTES = 1 << 20
+# A replica answers what it has, and the daemon's SIGKILL never comes to one that is only told.
+DRAIN_SECONDS = 20
 # What is left on the disk of rooms: the daemon and its logs need some too.
 RESERVE_BYTES = 256 << 20
 STATUS = {10: 403, 20: 503, 30: 400, 40: 409}
@@ -159,11 +163,17 @@ class JobServer:
 
     async def drain(self, request: Request) -> Response:
         await run_in_threadpool(self.engine.drain, request.path_params["name"])
-        return JSONResponse({})
+        return JSONResponse({}, background=BackgroundTask(self.clear_drained))
 
     async def stop(self, request: Request) -> Response:
         await run_in_threadpool(self.engine.stop, request.path_params["name"])
         return JSONResponse({})
+
+    async def clear_drained(self) -> None:
+        """Remove what was drained once it has ended: nobody else comes by for a while."""
+        await asyncio.sleep(DRAIN_SECONDS)
+        with contextlib.suppress(DrydockError):
+            await run_in_threadpool(self.engine.clear_drained)
 
     def _check_space(self, size: int) -> None:
         free = shutil.disk_usage(self.rooms).free

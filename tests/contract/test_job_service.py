@@ -144,6 +144,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(served, tmp_path):
     assert [path for path in (served.engine.home / "rooms").glob("*")] == []
 
 
+def test_an_allowed_image_that_the_daemon_lacks_is_one_line_and_leaves_nothing(docker_daemon, tmp_path):
+    (tmp_path / "images.json").write_text(json.dumps({"drydock/base": "sha256:" + "b" * 64}))
+    subject = DockerEngine(tmp_path)
+    with pytest.raises(BadRequest, match=r"job lawful: its image is not in this Docker daemon; run images/build"):
+        subject.submit(JOB.model_copy(update={"folder": str(tmp_path)}))
+    label = {"label": f"drydock.site={subject.site}"}
+    assert subject.list() == subject.api.networks(filters=label) == []
+    assert not subject.api.volumes(filters=label)["Volumes"]
+
+
 def test_two_jobs_with_one_key_are_one(served, tmp_path):
     client = engine("remote", tmp_path, url=served.url, token=str(served.token))
     try:
