@@ -318,28 +318,6 @@ def test_gpus_where_there_are_none_and_too_much_memory_are_one_line(bench, train
         bench.fit(train_request(resources={"memory_bytes": 2**50}))
 
 
-def test_the_daemon_restarts_while_a_gang_runs(
-    docker_hosts, allow_images, train_request, undisturbed, tmp_path, monkeypatch
-):
-    """Its containers die with it; who follows them waits until it is back, and starts the gang again."""
-    allow_images(tmp_path, "drydock/trainer")
-    with docker_hosts(1, "drydock/trainer") as (host,):
-        monkeypatch.setenv("DOCKER_HOST", host.address)
-        found = Bench(tmp_path)
-
-        def restart() -> None:
-            host.stop()
-            threading.Timer(3, host.start).start()
-
-        fault = once(random.randint(2, 5), restart)
-        found.fit(train_request(ranks=2), fault)
-        assert fault.done, "the fault did not fire"
-        assert found.seen == list(range(1, 11))
-        assert found.sha256() == undisturbed
-        assert len(found.told) == 1
-        assert found.left() == []
-
-
 def test_two_submitters_of_one_key_start_one_gang(bench, train_request):
     request = train_request(ranks=2)
     job = bench.gang._job(request, bench.folder, 1, 1).model_copy(update={"command": ("sleep", "60")})

@@ -27,7 +27,7 @@ from tasks.orchestrate.api import AirflowApi
 from tasks.site import Site
 from tasks.spec.settings import resolve
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(1800)
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("DRYDOCK_TEST_DATA") or ROOT.parent / "shared" / "data")
 IMAGES = ("airflow", "server", "trainer", "envoy", "postgres", "prometheus", "seaweedfs")
@@ -79,7 +79,7 @@ class Stack:
             assert time.monotonic() < until, (states, self.compose("logs", "--tail=30", check=False)[-6000:])
             time.sleep(1)
 
-    def finish(self, dag: str, run_id: str, seconds: float = 400) -> None:
+    def finish(self, dag: str, run_id: str, seconds: float = 600) -> None:
         """Wait until a run has ended well; tell the log of its first task that did not."""
         until = time.monotonic() + seconds
         while (state := self.api.run(dag, run_id)["state"]) in ("queued", "running"):
@@ -268,9 +268,9 @@ def test_mnist_waits_for_a_person_and_goes_live(stack):
         pytest.skip(f"MNIST is not at {source}; set DRYDOCK_TEST_DATA")
     import pyarrow.parquet as pq
 
-    table = pq.read_table(source).slice(0, 12_000)
+    table = pq.read_table(source).slice(0, 30_000)
     pq.write_table(table, stack.workloads / "mnist" / "data.parquet")
-    release = stack.retrain("mnist", {"max_epochs": 3})
+    release = stack.retrain("mnist", {"max_epochs": 7})
     until = time.monotonic() + 60
     while not (waiting := stack.api.waiting_reviews()):
         assert time.monotonic() < until, "nothing waits for a review"
