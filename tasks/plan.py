@@ -7,6 +7,7 @@ Everything that a request names is resolved to a digest first (source files, the
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from typing import Any
 
 from tasks.notify import resolve_secrets
@@ -34,7 +35,7 @@ RETRAIN = (
     "judge",
     "register",
 )
-Done = dict[str, Any]
+Done = Mapping[str, Any]
 
 
 def ingest(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:

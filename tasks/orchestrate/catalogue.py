@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import cache
+from pathlib import Path
+
+from airflow.sdk import get_parsing_context
 
 from tasks.site import Site
 from tasks.spec.errors import BadRequest
@@ -26,13 +30,26 @@ def dag_name(folder: str) -> str:
 
 
 def _all() -> dict[str, Workload | str]:
-    workloads, found = Site().workloads, {}
-    for name in workload_names(workloads):
-        try:
-            found[name] = load_workload(workloads, name)
-        except BadRequest as error:
-            found[name] = str(error)
-    return found
+    """Every workload, or what is wrong with its file; where a task's process parses, that of its DAG alone."""
+    workloads, asked = Site().workloads, get_parsing_context().dag_id
+    names = [name for name in workload_names(workloads) if asked is None or asked.endswith(f"_{dag_name(name)}")]
+    return {name: _read(workloads, name, _stamp(workloads / name / "workload.yaml")) for name in names}
+
+
+@cache
+def _read(workloads: Path, name: str, stamp: tuple[int, int]) -> Workload | str:
+    try:
+        return load_workload(workloads, name)
+    except BadRequest as error:
+        return str(error)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_mtime_ns, stat.st_size
 
 
 def retrain_docs(workload: Workload) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from airflow.sdk import BaseOperator
@@ -116,7 +116,7 @@ class StepOperator(BaseOperator):
     def _request(self, context: Any, site: Site) -> Value | None:
         ti = context["ti"]
         workload = Workload.parse(ti.xcom_pull(task_ids=PLAN), "the run's plan")
-        return request_for(self.step, workload, results_so_far(ti), site, self.item)
+        return request_for(self.step, workload, ResultsSoFar(ti), site, self.item)
 
     def _follow(self, site: Site) -> JobStatus:
         """Wait for the job and pass its log on; give up waiting (not the job) after a while."""
@@ -155,15 +155,26 @@ class StepOperator(BaseOperator):
         return data
 
 
-def results_so_far(ti: Any) -> dict[str, Any]:
-    """Return the results of this run's steps by name; mapped steps as a list in the order of their mapping."""
-    done: dict[str, Any] = {}
-    for name in (*RETRAIN, "evaluate_champion"):
-        if name not in ti.task.get_flat_relative_ids(upstream=True):
-            continue
-        found = [value for value in ti.xcom_pull(task_ids=[name]) if value is not None]
-        if name in ("compress", "evaluate"):
-            done[name] = found
-        elif found:
-            done[name] = found[0]
-    return done
+class ResultsSoFar(Mapping[str, Any]):
+    """The results of this run's steps by name, each asked of Airflow when it is first looked at; mapped steps as a
+    list in the order of their mapping."""
+
+    def __init__(self, ti: Any) -> None:
+        self._ti = ti
+        upstream = ti.task.get_flat_relative_ids(upstream=True)
+        self._steps = [name for name in (*RETRAIN, "evaluate_champion") if name in upstream]
+        self._found: dict[str, Any] = {}
+
+    def __getitem__(self, step: str) -> Any:
+        if step not in self._steps:
+            raise KeyError(step)
+        if step not in self._found:
+            given = [value for value in self._ti.xcom_pull(task_ids=[step]) if value is not None]
+            self._found[step] = given if step in ("compress", "evaluate") else next(iter(given), None)
+        return self._found[step]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)

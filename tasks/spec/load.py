@@ -38,7 +38,7 @@ def read_yaml(path: Path, where: str) -> dict[str, Any]:
     """Return a YAML file's mapping; duplicate keys and anything but plain data are refused."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
         """Refuses a key that is written twice: YAML itself would keep the last without a word."""
 
     def mapping(loader: Any, node: Any) -> dict[str, Any]:
