@@ -78,9 +78,7 @@ class Containers(NamedTuple):
 
     def _job(self, request: TrainRequest, folder: Path, attempt: int, accumulate: int) -> Job:
         facts = {"key": self.key, "labels": self.labels, "folder": str(self.logs)}
-        job = gang_job(request, folder, attempt, accumulate, **facts)
-        # Ranks that restart alone go on from the checkpoints in their own room, which must be everybody's.
-        return job if self.engine.shares_room else job.model_copy(update={"command": with_restarts(job.command, 0)})
+        return gang_job(request, folder, attempt, accumulate, **facts)
 
     def cancel(self) -> None:
         """End the gang wherever it is. Idempotent."""
@@ -100,11 +98,6 @@ class Containers(NamedTuple):
         self.tell(f"training {self.key}: the gang failed ({why}); it starts again {how}")
         time.sleep(BACKOFF_SECONDS * 2**start)
         return accumulate
-
-
-def with_restarts(command: tuple[str, ...], restarts: int) -> tuple[str, ...]:
-    """Return a launcher's command that restarts ranks so often. Pure."""
-    return (*command[:-1], f"--restarts={restarts}", command[-1])
 
 
 def gang_job(request: TrainRequest, room: Path, attempt: int, accumulate: int, **facts: Any) -> Job:

@@ -37,19 +37,6 @@ def pack(folder: Path, name: str, uid: int) -> IO[bytes]:
     return stream
 
 
-def pack_path(path: Path) -> IO[bytes]:
-    """Return a file or a folder as an open tar file, called by its own name in it."""
-    if path.is_dir():
-        return pack(path, path.name, 0)
-    stream = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-    # As it is now: what grows meanwhile goes the next time.
-    content = path.read_bytes()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        archive.addfile(_entry(path.name, 0, tarfile.REGTYPE, len(content)), io.BytesIO(content))
-    stream.seek(0)
-    return stream
-
-
 def pack_file(name: str, content: bytes, uid: int) -> bytes:
     """Return a tar of one file."""
     stream = io.BytesIO()

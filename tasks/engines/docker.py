@@ -35,8 +35,6 @@ class DockerEngine(DockerServices):
     Every method may be called from any thread or process. All raise TryAgain where the daemon does not answer.
     """
 
-    shares_room = True
-
     def render(self, job: Job) -> Gang:
         """Return a job's requests for the daemon.
 

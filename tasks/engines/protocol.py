@@ -93,13 +93,7 @@ class JobEngine(Protocol):
 
 
 class RoomEngine(JobEngine, Protocol):
-    """An engine whose nodes have no disk in common with us: rooms go there and come back by value.
-
-    ``shares_room``: a gang's nodes work in one room; else each has a copy, and what one writes the others see in the
-    next attempt.
-    """
-
-    shares_room: bool
+    """An engine whose nodes have no disk in common with us: rooms go there and come back by value."""
 
     def fetch(self, handle: str, path: str, target: Path) -> bool:
         """Copy ``<path>`` in the room of node 0 to ``target`` (a file, or a folder's content); False where it is not
