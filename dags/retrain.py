@@ -55,6 +55,13 @@ for workload in declared():
             task_id="register", step="register", outlets=[model], outlet_facts=("version", "package_sha256")
         )
 
+        if workload.search:
+            numbers = list(range(workload.search.trials))
+            trial = StepOperator.partial(
+                task_id="trial", step="trial", pool="training", pool_slots=workload.train.world_size
+            ).expand(item=numbers)
+            version >> trial >> train
+
         plan >> ingest >> clean >> [validate_data, validate_labels] >> version
         version >> train >> compress >> evaluate >> judge >> register
         version >> evaluate_champion >> judge

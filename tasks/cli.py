@@ -94,11 +94,17 @@ def validate(workload: str | None, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option("--efficiency", is_flag=True, help="what trainings cost and how well they used their machines")
 @json_option
-def status(as_json: bool) -> None:
+def status(efficiency: bool, as_json: bool) -> None:
     """Show services, and per workload champion, candidate, replicas, latency, errors, and what happened last."""
     from tasks.command.status import status_of, status_text
 
+    if efficiency:
+        from tasks.command.efficiency import efficiency_of, efficiency_text
+
+        found = efficiency_of(Site())
+        return give(found, as_json, efficiency_text(found))
     found = status_of(Site())
     give(found, as_json, status_text(found))
 

@@ -26,7 +26,7 @@ from tasks.store.manifest import verify
 from tasks.train.fence import NAME as ATTEMPT
 from tasks.train.fence import VARIABLE, newest_attempt
 from tasks.train.gang import ACCUMULATE
-from tasks.train.history import History
+from tasks.train.history import HISTORY, PROGRESS, History
 
 IMAGE = "drydock/trainer"
 PORT = 29400
@@ -148,8 +148,8 @@ class Followed:
         text, self.offset = self.engine.logs(self.handle, self.offset)
         sys.stdout.write(text)
         sys.stdout.flush()
-        # Rank 0 prints a line after each one that it adds to the history: where nothing was printed, none is new.
-        if text and self.engine.fetch(self.handle, "history.jsonl", self.folder / "history.jsonl"):
+        # Rank 0 prints a line after each one that it adds to its files: where nothing was printed, none is new.
+        if text and any([self.engine.fetch(self.handle, name, self.folder / name) for name in (PROGRESS, HISTORY)]):
             self.history.follow()
         if time.monotonic() - self.mirrored_at > MIRROR_SECONDS:
             self.mirror()

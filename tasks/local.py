@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tasks.notify import check_secrets
-from tasks.plan import RETRAIN, request_for
+from tasks.plan import request_for, retrain_of
 from tasks.site import Site
 from tasks.spec.workload import Workload
 from tasks.steps import run_step
@@ -23,8 +23,12 @@ def run_local(workload: Workload, site: Site, say: Say) -> dict[str, Any]:
     """
     check_secrets(workload, site)
     done: dict[str, Any] = {}
-    for step in RETRAIN:
-        if step == "compress":
+    for step in retrain_of(workload):
+        if step == "trial":
+            assert workload.search is not None
+            numbers = range(workload.search.trials)
+            done[step] = [_timed(step, workload, done, site, say, number) for number in numbers]
+        elif step == "compress":
             done[step] = [_timed(step, workload, done, site, say, item) for item in workload.compress.labels]
         elif step == "evaluate":
             done[step] = [_timed(step, workload, done, site, say, item) for item in done["compress"]]

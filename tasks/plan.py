@@ -17,6 +17,7 @@ from tasks.spec import requests as r
 from tasks.spec.compress import Variant
 from tasks.spec.errors import BadRequest
 from tasks.spec.privacy import Receipt
+from tasks.spec.train import Train
 from tasks.spec.value import RoomRef, Value
 from tasks.spec.workload import Workload
 from tasks.steps import code_sha256
@@ -36,6 +37,12 @@ RETRAIN = (
     "register",
 )
 Done = Mapping[str, Any]
+
+
+def retrain_of(workload: Workload) -> tuple[str, ...]:
+    """The steps of one workload: with a search, its trials come before the training."""
+    before = RETRAIN.index("train")
+    return (*RETRAIN[:before], "trial", *RETRAIN[before:]) if workload.search else RETRAIN
 
 
 def ingest(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
@@ -126,15 +133,34 @@ def version(workload: Workload, done: Done, site: Site, item: Any = None) -> Val
     )
 
 
+def trial(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
+    """``item`` is the trial's number."""
+    assert workload.search is not None
+    request = _training(workload, workload.train, done, site)
+    return r.TrialRequest(workload=workload.name, number=item, search=workload.search, train=request)
+
+
 def train(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
+    return _training(workload, _train_section(workload, done), done, site)
+
+
+def _train_section(workload: Workload, done: Done) -> Train:
+    """The section as the file has it, or as the best trial of its search had it."""
+    from tasks.search import best_of
+
+    return best_of(done["trial"]) if workload.search else workload.train
+
+
+def _training(workload: Workload, section: Train, done: Done, site: Site) -> r.TrainRequest:
     return r.TrainRequest(
         workload=workload.name,
         dataset=_room(done["version"]),
         revision=done["version"]["revision"],
         feature=workload.data.feature,
         label=workload.data.label,
-        train=workload.train,
+        train=section,
         model_py_sha256=_model_py(workload, site),
+        encoder_sha256=_encoder(workload, site),
     )
 
 
@@ -147,7 +173,7 @@ def compress(workload: Workload, done: Done, site: Site, item: Any = None) -> Va
         dataset=_room(done["version"]),
         feature=workload.data.feature,
         label=workload.data.label,
-        train=workload.train,
+        train=_train_section(workload, done),
     )
 
 
@@ -236,7 +262,7 @@ def register(workload: Workload, done: Done, site: Site, item: Any = None) -> Va
 
 def request_for(step: str, workload: Workload, done: Done, site: Site, item: Any = None) -> Value | None:
     """Return the request of one step. ``done`` holds the results before it, by step, as plain data."""
-    builders = {name: globals()[name] for name in (*RETRAIN, "evaluate_champion")}
+    builders = {name: globals()[name] for name in (*RETRAIN, "trial", "evaluate_champion")}
     if step not in builders:
         raise BadRequest(f"step {step!r} is not part of a retrain: {', '.join(builders)}")
     return builders[step](workload, done, site, item)
@@ -271,3 +297,10 @@ def _model_py(workload: Workload, site: Site) -> str | None:
     if not path.is_file():
         raise BadRequest(f"{path}: is not there, train.recipe.kind 'model.py' needs it")
     return sha256_file(path)
+
+
+def _encoder(workload: Workload, site: Site) -> str | None:
+    from tasks.train.brought import encoder_sha256
+
+    folder = site.encoder_folder(workload.name, workload.train.recipe)
+    return encoder_sha256(folder) if folder else None

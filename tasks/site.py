@@ -99,5 +99,17 @@ class Site:
         facts = {"url": self.settings.jobs_url, "token": self.settings.jobs_token} if name == "remote" else {}
         return engine(name, self.home, **facts)
 
+    @property
+    def factors(self) -> Any:
+        """What energy is converted with."""
+        from tasks.registry.efficiency import Factors
+
+        found = self.settings
+        return Factors(found.core_watts, found.co2_grams_per_kwh, found.price_per_kwh)
+
     def workload_folder(self, name: str) -> Path:
         return self.workloads / name
+
+    def encoder_folder(self, workload: str, recipe: Any) -> Path | None:
+        """The folder of a recipe's pretrained encoder; None where it has none."""
+        return self.workload_folder(workload) / recipe.folder if recipe.kind == "pretrained" else None

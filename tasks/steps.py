@@ -1,6 +1,6 @@
 """The pipeline on one page: step name -> function, in order.
 
-    ingest -> clean -> validate_data -> validate_labels -> version -> train
+    ingest -> clean -> validate_data -> validate_labels -> version -> (trial, of a search) -> train
            -> compress (each variant) -> evaluate (each candidate, and the champion) -> judge -> register
 
 A step turns one request into one result and one room. It is keyed by its request and its code: the same key
@@ -11,6 +11,7 @@ each step is asked.
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from functools import lru_cache
@@ -21,6 +22,7 @@ from tasks.notify import resolve_secrets
 from tasks.site import Site
 from tasks.spec import requests as r
 from tasks.spec.errors import BadRequest, DrydockError, Inconclusive, IntegrityLost, Refused, TryAgain
+from tasks.spec.train import Train
 from tasks.spec.value import Value, sha256_of
 from tasks.store.events import record_event
 from tasks.store.files import exclusive, sha256_file
@@ -62,25 +64,52 @@ def version(request: r.VersionRequest, room: Path, site: Site) -> r.VersionResul
     return version(request, room, site.datasets, site.dataset_remote)
 
 
-def train(request: r.TrainRequest, room: Path, site: Site) -> r.TrainResult:
+def trial(request: r.TrialRequest, room: Path, site: Site) -> r.TrialResult:
+    from tasks.search import run_trial
+
+    def learn(section: Train, heard: Callable[[dict[str, float]], None]) -> Any:
+        asked = request.train.model_copy(update={"train": section})
+        return run_step("train", asked, site, heard=heard)
+
+    return run_trial(request, room, site.home / "searches", learn)
+
+
+def train(
+    request: r.TrainRequest, room: Path, site: Site, heard: Callable[[dict[str, float]], None] = lambda line: None
+) -> r.TrainResult:
+    """``heard`` gets each line of the history, and may end the training by an error."""
     from tasks.registry import runs
+    from tasks.search import Pruned
     from tasks.train.fit import fit
 
     run_id = runs.open_run(site.mlflow, request.workload, key_of("train", request), *_run_papers(request))
     dataset_uri = f"dvc:{site.datasets}@{request.revision}"
     runs.log_dataset(site.mlflow, run_id, request.revision, request.dataset.digest_sha256, dataset_uri)
     _log_data_report(request, run_id, site)
-    curves = runs.Curves(site.mlflow, run_id)
+    curves = runs.Curves(site.mlflow, run_id, site.factors, site.home / "tensorboard" / request.workload)
     model_py = site.workload_folder(request.workload) / "model.py" if request.model_py_sha256 else None
+    encoder, gang = site.encoder_folder(request.workload, request.train.recipe), _gang(request, site)
+
+    def on_line(line: dict[str, float]) -> None:
+        curves.log_line(line)
+        heard(line)
+
     try:
-        done = fit(request, room, model_py, curves.log_epoch, _gang(request, site))
+        done = fit(request, room, model_py, on_line, gang, encoder)
     except TryAgain:
+        raise
+    except Pruned as error:
+        runs.log_tags(site.mlflow, run_id, {"drydock.why": str(error)})
+        runs.finish_run(site.mlflow, run_id, "KILLED")
+        if gang:
+            gang.cancel()
+        shutil.rmtree(room)
         raise
     except DrydockError as error:
         runs.log_tags(site.mlflow, run_id, {"drydock.why": str(error)})
         runs.finish_run(site.mlflow, run_id, "FAILED")
         raise
-    curves.flush()
+    curves.close()
     runs.log_metrics(site.mlflow, run_id, {"train_seconds": done["train_seconds"], "parameters": done["parameters"]})
     return r.TrainResult(run_id=run_id, **done)
 
@@ -196,6 +225,7 @@ STEPS: dict[str, Step] = {
         lambda done: None if done.verdict.verdict == "pass" else _labels_refused(done),
     ),
     "version": Step(r.VersionRequest, r.VersionResult, version, ("data",)),
+    "trial": Step(r.TrialRequest, r.TrialResult, trial, ("train",)),
     "train": Step(r.TrainRequest, r.TrainResult, train, ("train",)),
     "compress": Step(r.CompressRequest, r.CompressResult, compress, ("train", "compress", "serve")),
     "evaluate": Step(r.EvaluateRequest, r.EvaluateResult, evaluate, ("evaluate", "serve", "train")),
@@ -215,8 +245,8 @@ def _labels_refused(done: r.ValidateLabelsResult) -> str:
     return f"label validation refused: {done.verdict.summary}{place}"
 
 
-def run_step(name: str, request: Value, site: Site) -> Value:
-    """Run one step, or return the finished result of its key.
+def run_step(name: str, request: Value, site: Site, **more: Any) -> Value:
+    """Run one step, or return the finished result of its key. ``more``: what its function takes beside the request.
 
     Raises:
         Refused: the step's result says no; the result is kept, and its room can be read.
@@ -226,7 +256,7 @@ def run_step(name: str, request: Value, site: Site) -> Value:
     room.path.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(room.lock):
         if not _whole(room, site):
-            result = step.run(request, room.begin(), site)
+            result = step.run(request, room.begin(), site, **more)
             room.publish(result.model_dump(mode="json"))
     return _checked(step, room)
 

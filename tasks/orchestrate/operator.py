@@ -32,6 +32,8 @@ from tasks.steps import finished, parse_request
 INLINE_SECONDS = 60
 POLL_SECONDS = 0.1
 PLAN = "plan"
+# Steps that are run once for each of several items.
+MAPPED = ("trial", "compress", "evaluate")
 
 
 @contextlib.contextmanager
@@ -162,7 +164,7 @@ class ResultsSoFar(Mapping[str, Any]):
     def __init__(self, ti: Any) -> None:
         self._ti = ti
         upstream = ti.task.get_flat_relative_ids(upstream=True)
-        self._steps = [name for name in (*RETRAIN, "evaluate_champion") if name in upstream]
+        self._steps = [name for name in (*RETRAIN, "trial", "evaluate_champion") if name in upstream]
         self._found: dict[str, Any] = {}
 
     def __getitem__(self, step: str) -> Any:
@@ -170,7 +172,7 @@ class ResultsSoFar(Mapping[str, Any]):
             raise KeyError(step)
         if step not in self._found:
             given = [value for value in self._ti.xcom_pull(task_ids=[step]) if value is not None]
-            self._found[step] = given if step in ("compress", "evaluate") else next(iter(given), None)
+            self._found[step] = given if step in MAPPED else next(iter(given), None)
         return self._found[step]
 
     def __iter__(self) -> Iterator[str]:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 from tasks.registry.client import translated
+from tasks.registry.efficiency import Factors, costs_of, efficiency_table, energy_of
+from tasks.registry.tensorboard import EventFile
 from tasks.spec.errors import TryAgain
 
 KEY = "drydock.key"
-CURVES = ("train_loss", "validation_loss", "validation_accuracy", "samples_per_second")
+# What a line says of its place; all else in it is a curve.
+PLACE = ("epoch", "step", "at_ms", "ranks")
+TABLE = "efficiency.json"
 
 
 def open_run(client: Any, workload: str, key: str, params: dict[str, Any], tags: dict[str, str]) -> str:
     """Return the id of the run of ``key``: the one that is there, or a new one with params and tags."""
+    from mlflow.entities import Param
+
     with translated(f"run of {workload}"):
         experiment = experiment_id(client, workload)
         found = client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
@@ -22,8 +29,7 @@ def open_run(client: Any, workload: str, key: str, params: dict[str, Any], tags:
             return found[0].info.run_id
         name = f"{workload}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
         run = client.create_run(experiment, tags=tags | {KEY: key}, run_name=name)
-        for name, value in params.items():
-            client.log_param(run.info.run_id, name, str(value)[:500])
+        client.log_batch(run.info.run_id, params=[Param(name, str(value)[:500]) for name, value in params.items()])
         return run.info.run_id
 
 
@@ -49,26 +55,72 @@ def log_dataset(client: Any, run_id: str, name: str, digest: str, uri: str) -> N
         client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
+def measured_runs(client: Any, workload: str) -> list[Any]:
+    """Return the data (metrics, tags) of a workload's trainings that were measured to their end, newest first."""
+    with translated(f"runs of {workload}"):
+        experiment = client.get_experiment_by_name(workload)
+        if experiment is None:
+            return []
+        found = client.search_runs([experiment.experiment_id], "metrics.energy_kwh >= 0", max_results=1000)
+        return [run.data for run in found]
+
+
 class Curves:
-    """The run's curves. What MLflow does not take while training goes on is kept and sent later, in order."""
+    """The run's curves, in MLflow and in TensorBoard's form under ``board``. What MLflow does not take while training
+    goes on is kept and sent later, in order."""
 
-    def __init__(self, client: Any, run_id: str) -> None:
-        self.client, self.run_id = client, run_id
+    def __init__(self, client: Any, run_id: str, factors: Factors, board: Path) -> None:
+        self.client, self.run_id, self.factors, self.board = client, run_id, factors, board
         self.waiting: list[Any] = []
+        self.epochs: list[dict[str, float]] = []
         self.retry_at = 0.0
+        self._events: EventFile | None = None
 
-    def log_epoch(self, line: dict[str, float]) -> None:
-        """Add one epoch's line. The same line twice is one point: time, step and value are the same."""
+    def log_line(self, line: dict[str, float]) -> None:
+        """Add a line of the history: an epoch's by its epoch, one from within an epoch by its step. The same line
+        twice is one point: time, step and value are the same."""
         from mlflow.entities import Metric
 
-        at, step = int(line["at_ms"]), int(line["epoch"])
-        self.waiting += [Metric(name, float(line[name]), at, step) for name in CURVES]
+        found, at = self._points(line), int(line["at_ms"])
+        whole = "validation_loss" in line
+        step = int(line["epoch"] if whole else line["step"])
+        self.waiting += [Metric(name, value, at, step) for name, value in found.items()]
+        self._events = self._events or EventFile(self.board / self.run_id)
+        self._events.add(found, step, at / 1000)
+        if whole:
+            self.epochs.append(line)
         if time.monotonic() >= self.retry_at:
             try:
                 self.flush()
             except TryAgain:
                 # Training does not wait for MLflow: at the latest the close sends all of it.
                 self.retry_at = time.monotonic() + 10
+
+    def _points(self, line: dict[str, float]) -> dict[str, float]:
+        """A line's values by the names of their curves."""
+        values = {name: float(value) for name, value in line.items() if name not in PLACE}
+        if "validation_loss" not in line:
+            return {f"progress/{name}": value for name, value in values.items()}
+        if "cpu_seconds" in line:
+            values["energy_joules"] = energy_of(line, self.factors).joules
+        return {f"system/{name}" if name.startswith("rank_") else name: value for name, value in values.items()}
+
+    def close(self) -> None:
+        """Send what waits, then the run's costs and its table of efficiency.
+
+        Raises:
+            TryAgain: MLflow is down; everything is kept.
+        """
+        self.flush()
+        if not self.epochs:
+            return
+        log_metrics(self.client, self.run_id, costs_of(self.epochs, self.factors))
+        source = energy_of(self.epochs[-1], self.factors).source
+        log_tags(self.client, self.run_id, {"drydock.energy_source": source, "drydock.tensorboard": str(self.board)})
+        with translated("the run's efficiency"):
+            self.client.log_dict(self.run_id, efficiency_table(self.epochs, self.factors), TABLE)
+            listed = json.dumps([{"path": TABLE, "type": "table"}])
+            self.client.set_tag(self.run_id, "mlflow.loggedArtifacts", listed)
 
     def flush(self) -> None:
         """Send what waits.

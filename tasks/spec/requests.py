@@ -19,6 +19,7 @@ from tasks.spec.evaluate import Evaluate
 from tasks.spec.feature import Feature
 from tasks.spec.privacy import WATCH, Anonymity, Privacy, Receipt
 from tasks.spec.rules import Rule, Verdict
+from tasks.spec.search import Search
 from tasks.spec.source import ColumnType, Source
 from tasks.spec.train import Train
 from tasks.spec.validation import Expectations, LabelRules
@@ -189,10 +190,33 @@ class TrainRequest(Value):
     label: Label
     train: Train
     model_py_sha256: str | None = Field(default=None, description="the digest of the workload's own model.py")
+    encoder_sha256: str | None = Field(default=None, description="the digest of a pretrained encoder's files")
+
+
+class TrialRequest(Value):
+    """One trial of a search: ``train`` is the training that it changes."""
+
+    workload: str
+    number: int = Field(ge=0)
+    search: Search
+    train: TrainRequest
+
+
+class TrialResult(Value):
+    """What a trial's values came to. ``train``: the section with these values, whose training is the train step's."""
+
+    room: RoomRef | None = None
+    number: int
+    state: Literal["complete", "pruned", "failed"]
+    values: dict[str, int | float | str | bool]
+    train: Train
+    validation_loss: float | None = None
+    why: str = ""
 
 
 class TrainResult(Value):
-    """``weights.safetensors``, ``tokenizer.json`` for texts, ``model.py`` for own models, ``history.jsonl``."""
+    """``weights.safetensors``, ``tokenizer.json`` for texts, ``model.py`` for own models, ``encoder/config.json`` for
+    pretrained ones, ``history.jsonl``, ``progress.jsonl``."""
 
     room: RoomRef | None = None
     run_id: str = Field(description="the run in MLflow")

@@ -7,9 +7,9 @@ of a key) are two objects.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -60,6 +60,12 @@ class Settings(Value):
     step_memory_bytes: int = Field(default=2 << 30, ge=256 << 20, description="of a step that runs in a container")
     training_slots: int = Field(default=2, ge=1, description="ranks that may train at once: the training pool")
     gpus: int = Field(default=0, ge=0, description="GPUs of this machine: the pool of those who ask for one")
+
+    core_watts: float = Field(
+        default=10, gt=0, description="what a busy core takes, for estimates where no counter of energy can be read"
+    )
+    co2_grams_per_kwh: float = Field(default=400, ge=0, description="of the grid that this machine hangs on")
+    price_per_kwh: float = Field(default=0.25, ge=0, description="of energy, in the currency of your reports")
 
     @model_validator(mode="after")
     def _certificate_has_its_key(self) -> Settings:
@@ -130,7 +136,7 @@ def resolve(environ: Mapping[str, str] | None = None, **arguments: str | int | N
     environ = os.environ if environ is None else environ
     root = Path(environ.get("DRYDOCK_ROOT") or Path(__file__).resolve().parents[2])
     home = Path(environ.get("DRYDOCK_HOME") or root / ".drydock").absolute()
-    found: dict[str, str | int] = {
+    found: dict[str, str | int | float] = {
         "home": str(home),
         "root": str(root),
         "workloads": str(environ.get("DRYDOCK_WORKLOADS") or root / "workloads"),
@@ -141,7 +147,7 @@ def resolve(environ: Mapping[str, str] | None = None, **arguments: str | int | N
     for name, field in Settings.model_fields.items():
         text = environ.get(f"DRYDOCK_{name.upper()}")
         if text and name not in ("home", "root", "workloads"):
-            found[name] = _number(name, text) if field.annotation is int else text
+            found[name] = READ.get(field.annotation, _text)(name, text)
     found |= {name: value for name, value in arguments.items() if value is not None}
     # Processes with other working folders get these settings too.
     files = [name for name in FILES if found.get(name) and "://" not in str(found[name])]
@@ -159,3 +165,17 @@ def _number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise BadRequest(f"settings: DRYDOCK_{name.upper()} = {text!r}, must be a whole number")
     return int(text)
+
+
+def _decimal(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise BadRequest(f"settings: DRYDOCK_{name.upper()} = {text!r}, must be a number") from None
+
+
+def _text(name: str, text: str) -> str:
+    return text
+
+
+READ: dict[Any, Callable[[str, str], str | int | float]] = {int: _number, float: _decimal}

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tasks.spec.value import Value, register_tags
+from tasks.spec.recipe import Recipe
+from tasks.spec.value import Value
+
+Parallel = Literal["ddp", "fsdp", "auto"]
+Gradients = Literal["fp32", "fp16", "bf16", "powersgd", "auto"]
+
+
+class Schedule(Value):
+    """How the learning rate moves: up from 0 over the warm-up, then as ``kind`` says down to ``final_ratio`` of it."""
+
+    kind: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1, description="of all steps that max_epochs allows")
+    final_ratio: float = Field(default=0.0, ge=0, le=1, description="what is left at the end; constant: unused")
 
 
 class Optimiser(Value):
-    name: Literal["adam", "adamw", "sgd"] = "adam"
+    name: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="of sgd alone")
+    schedule: Schedule = Schedule()
+    clip_norm: float | None = Field(default=None, gt=0, description="gradients of a larger norm are scaled down to it")
+
+    @model_validator(mode="after")
+    def _momentum_is_of_sgd(self) -> Optimiser:
+        if self.momentum and self.name != "sgd":
+            raise ValueError(f"momentum = {self.momentum}, must be 0 where name is {self.name!r}; or name: sgd")
+        return self
 
 
 class Stopping(Value):
@@ -22,33 +43,12 @@ class Stopping(Value):
     patience_epochs: int = Field(default=5, ge=1)
 
 
-class Mlp(Value):
-    """A multi-layer perceptron: hidden widths, ReLU, dropout."""
+class Checkpoints(Value):
+    """When training is saved, so that it can go on; an end of an epoch counts as a step does."""
 
-    kind: Literal["mlp"]
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (128, 64)
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
-
-
-class TextCnn(Value):
-    """Embedding, one Conv1D, global max pooling, a dense head (Kim 2014, one width)."""
-
-    kind: Literal["text-cnn"]
-    embedding: int = Field(default=64, ge=1)
-    channels: int = Field(default=128, ge=1)
-    kernel: int = Field(default=5, ge=1)
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
-
-
-class OwnModel(Value):
-    """The workload folder's own ``model.py``: ``build(feature, num_classes, **options) -> torch.nn.Module``."""
-
-    kind: Literal["model.py"]
-    options: dict[str, int | float | str | bool] = {}
-
-
-Recipe = Annotated[Mlp | TextCnn | OwnModel, Field(discriminator="kind")]
-register_tags("mlp", "text-cnn", "model.py")
+    every_epochs: int = Field(default=1, ge=1)
+    every_steps: int | None = Field(default=None, ge=1, description="within an epoch too; none: at its end only")
+    keep: int = Field(default=2, ge=1, le=100, description="the newest so many")
 
 
 class Resources(Value):
@@ -61,12 +61,29 @@ class Resources(Value):
 
 class Train(Value):
     recipe: Recipe
+    parallel: Parallel = Field(
+        default="ddp",
+        description="ddp: a whole network a rank; fsdp: each holds a part; auto: what is measured to be the fastest",
+    )
+    gradients: Gradients = Field(
+        default="fp32",
+        description="how ddp's ranks send them: fp16 and bf16 halve the bytes, powersgd sends a hundredth; auto: what "
+        "is measured to be the fastest",
+    )
     nodes: int = Field(default=1, ge=1)
     ranks: int = Field(default=2, ge=1, description="processes on each node")
     batch_size: int = Field(default=64, ge=1, description="global: divided among the ranks")
+    accumulate: int = Field(default=1, ge=1, description="into how many parts each rank divides its share of a batch")
     optimiser: Optimiser = Optimiser()
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none", description="balanced: a row counts the more the rarer its class is"
+    )
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = Field(default=False, description="by torch.compile, which needs a C++ compiler on the CPU")
+    deterministic: bool = Field(default=True, description="the same weights bit for bit; false may be faster on a GPU")
     stopping: Stopping = Stopping()
-    checkpoint_every_epochs: int = Field(default=1, ge=1)
+    checkpoints: Checkpoints = Checkpoints()
     hang_seconds: int = Field(
         default=10, ge=1, description="a rank is killed that makes no step for so long, and for ten of its longest"
     )
@@ -79,8 +96,21 @@ class Train(Value):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Train:
-        if self.batch_size % self.world_size:
+        if self.batch_size % (self.world_size * self.accumulate):
             raise ValueError(
-                f"batch_size = {self.batch_size}, must be a multiple of nodes x ranks = {self.world_size}"
+                f"batch_size = {self.batch_size}, must be a multiple of nodes x ranks x accumulate = "
+                f"{self.world_size * self.accumulate}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gradients_are_of_ddp(self) -> Train:
+        if self.gradients != "fp32" and self.parallel == "fsdp":
+            raise ValueError(f"gradients = {self.gradients!r}, must be fp32 where parallel is 'fsdp'; or parallel: ddp")
+        return self
+
+    @model_validator(mode="after")
+    def _compiles_what_it_can(self) -> Train:
+        if self.compile and "auto" in (self.parallel, self.gradients):
+            raise ValueError("compile = true, must be false where something is auto: each candidate would be compiled")
         return self

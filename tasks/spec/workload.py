@@ -13,9 +13,12 @@ from tasks.spec.compress import Compress
 from tasks.spec.cron import PRESETS as CRON_PRESETS
 from tasks.spec.cron import is_cron
 from tasks.spec.data import Data
+from tasks.spec.errors import BadRequest
 from tasks.spec.evaluate import Evaluate
+from tasks.spec.recipe import READS
 from tasks.spec.review import Review
 from tasks.spec.rules import Gate
+from tasks.spec.search import Search, tried
 from tasks.spec.train import Train
 from tasks.spec.value import Value
 
@@ -90,6 +93,7 @@ class Workload(Value):
     schedule: str | None = Field(default=None, description="a cron line, in UTC; none: by hand and by assets")
     data: Data
     train: Train
+    search: Search | None = Field(default=None, description="trials of other values of train; none: train as it is")
     compress: Compress = Compress()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
@@ -99,14 +103,22 @@ class Workload(Value):
     notify: tuple[WebhookNotifier, ...] = ()
 
     @model_validator(mode="after")
+    def _search_tries_what_train_has(self) -> Workload:
+        if self.search is not None:
+            try:
+                tried(self.train, {name: what.first for name, what in self.search.space.items()})
+            except BadRequest as error:
+                raise ValueError(str(error)) from None
+        return self
+
+    @model_validator(mode="after")
     def _recipe_fits_feature(self) -> Workload:
         recipe, feature = self.train.recipe.kind, self.data.feature.kind
-        # No recipe tags words yet; a model.py answers one class a row.
-        own = {"image", "table", "text"}
-        fitting = {"mlp": {"image", "table"}, "text-cnn": {"text"}, "model.py": own}.get(recipe)
-        if fitting and feature not in fitting:
+        if feature not in READS[recipe]:
+            fitting = ", ".join(name for name, reads in READS.items() if feature in reads)
             raise ValueError(
-                f"train.recipe.kind = {recipe!r}, must be one that reads data.feature.kind = {feature!r}"
+                f"train.recipe.kind = {recipe!r}, must be one that reads data.feature.kind = {feature!r}: "
+                f"{fitting or 'none does yet'}"
             )
         return self
 

@@ -1,81 +1,98 @@
-"""Training checkpoints: one folder an epoch, whole when its manifest exists, verified before it is loaded.
+"""Training checkpoints: laid out as one safetensors file, verified before they are loaded.
 
-``torch.load`` notices no flipped byte, so a checkpoint whose digest does not hold is set aside and the one
-before it is taken. Loading is restricted to tensors and plain values (``weights_only``).
+No format notices a flipped byte by itself, so a checkpoint whose digest does not hold is set aside and the one before
+it is taken. There is no pickle in it: tensors, and plain JSON.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
+from torch import Tensor
 
-from tasks.spec.errors import IntegrityLost, TryAgain
-from tasks.store.files import sync_folder
-from tasks.store.manifest import verify, write_manifest
+from tasks.spec.errors import IntegrityLost
+from tasks.store.manifest import verify
+from tasks.train.deposit import FACTS, TENSORS, Deposit, Guard, deposit, whole
 
-STATE = "state.pt"
-KEPT = 2
+# safetensors' names of types.
+TYPES = {
+    torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
-def save(folder: Path, epoch: int, state: dict[str, Any]) -> None:
-    """Write the checkpoint of ``epoch`` whole, then drop all but the newest two.
+class Saved(NamedTuple):
+    """Where training is (``facts``: plain values) and what it holds (``tensors``, by name)."""
+
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def of(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with ``prefix/``, without it."""
+        start = f"{prefix}/"
+        return {name[len(start) :]: value for name, value in self.tensors.items() if name.startswith(start)}
+
+
+class Layout(NamedTuple):
+    """Tensors as the bytes of one file: its header, and each tensor's bytes with where they begin."""
+
+    header: bytes
+    parts: list[tuple[int, Tensor]]
+    num_bytes: int
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> Layout:
+        listed, parts, end = {}, [], 0
+        for name, tensor in tensors.items():
+            content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            begin, end = end, end + content.numel()
+            listed[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+            parts.append((begin, content))
+        text = json.dumps(listed, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        header = len(text).to_bytes(8, "little") + text
+        return cls(header, [(len(header) + begin, content) for begin, content in parts], len(header) + end)
+
+    def pieces(self) -> Iterator[memoryview]:
+        yield memoryview(self.header)
+        for _, content in self.parts:
+            yield memoryview(content.numpy())
+
+
+def name_of(epoch: int, step: int) -> str:
+    """Return the name of what is saved ``step`` steps after the end of ``epoch``."""
+    return f"epoch-{epoch:05d}" + (f"-step-{step:07d}" if step else "")
+
+
+def save(folder: Path, name: str, saved: Saved, keep: int, guard: Guard) -> None:
+    """Write a checkpoint whole, here and now.
 
     Raises:
-        TryAgain: the disk is full; those before it are as they were, and nothing of this one is left.
+        TryAgain: the disk is full, see ``deposit``.
     """
-    final = folder / f"epoch-{epoch:05d}"
-    working = folder / f".epoch-{epoch:05d}"
-    shutil.rmtree(working, ignore_errors=True)
-    try:
-        _write(working, state)
-    except (OSError, RuntimeError) as error:  # torch tells a short write as a RuntimeError of its own
-        free = shutil.disk_usage(folder).free
-        shutil.rmtree(working, ignore_errors=True)
-        if free > (need := size_of(state)):
-            raise
-        raise TryAgain(f"{folder}: the disk is full: epoch {epoch} needs {need} bytes, {free} are free") from error
-    shutil.rmtree(final, ignore_errors=True)
-    os.rename(working, final)
-    sync_folder(folder)
-    for old in _whole(folder)[KEPT:]:
-        shutil.rmtree(old)
+    layout = Layout.of(saved.tensors)
+
+    def fill(stream: BinaryIO) -> None:
+        for piece in layout.pieces():
+            stream.write(piece)
+
+    deposit(folder, Deposit(name, saved.facts, layout.num_bytes, keep), fill, guard)
 
 
-def _write(working: Path, state: dict[str, Any]) -> None:
-    working.mkdir(parents=True)
-    with (working / STATE).open("wb") as stream:
-        torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    write_manifest(working)
-
-
-def size_of(state: Any) -> int:
-    """Return about how many bytes a state takes: those of its tensors, and a little for the rest."""
-    if isinstance(state, torch.Tensor):
-        return state.numel() * state.element_size() + 256
-    if isinstance(state, dict):
-        return sum(map(size_of, state.values())) + 4096
-    return sum(map(size_of, state)) if isinstance(state, list | tuple) else 64
-
-
-def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+def load_newest(folder: Path) -> tuple[Saved | None, list[str]]:
     """Return the newest checkpoint that verifies (or None), and a line for each that did not."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     refused = []
-    for path in _whole(folder):
+    for path in whole(folder):
         try:
             verify(path)
-            return torch.load(path / STATE, map_location="cpu", weights_only=True), refused
-        except (IntegrityLost, OSError, RuntimeError, UnpicklingError) as error:
+            return Saved(json.loads((path / FACTS).read_text()), load_file(path / TENSORS)), refused
+        except (IntegrityLost, OSError, ValueError, SafetensorError) as error:
             refused.append(f"{path.name} set aside: {str(error).splitlines()[0]}")
     return None, refused
-
-
-def _whole(folder: Path) -> list[Path]:
-    """Checkpoint folders, newest first."""
-    return sorted(folder.glob("epoch-*"), reverse=True) if folder.is_dir() else []

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from tasks.spec.errors import BY_EXIT_CODE, BadRequest, DrydockError
+from tasks.spec.errors import BY_EXIT_CODE, DrydockError
 from tasks.spec.requests import TrainRequest
-from tasks.store.files import sha256_file, write_json
+from tasks.store.files import write_json
 from tasks.store.room import open_room
+from tasks.train.brought import ENCODER, copy_encoder, copy_model_py
 from tasks.train.fence import VARIABLE, newest_attempt
 from tasks.train.history import History
 from tasks.train.inputs import list_inputs
@@ -28,7 +29,7 @@ from tasks.train.parent import parent_of_others
 from tasks.train.prepare import prepare
 
 POLL_SECONDS = 0.2
-LEFT = ("attempt", "inputs.json", ".fence", ".reserve")
+LEFT = ("attempt", "inputs.json", "topology.json", ".fence", ".reserve")
 RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONSAFEPATH": "1"}
 
 
@@ -47,23 +48,28 @@ def fit(
     model_py: Path | None,
     on_epoch: OnEpoch,
     gang: Gang | None = None,
+    encoder: Path | None = None,
     amend: Amend | None = None,
 ) -> dict[str, float]:
     """Train into ``folder`` and return epochs, best_epoch, validation_loss, parameters, train_seconds.
 
+    ``model_py`` and ``encoder`` lie where the workload has them; ``on_epoch`` gets each line of the history.
     ``amend`` may change what was prepared before it counts: a student's targets, say, which may be class indices
     [B] or probabilities [B, K].
 
     Raises:
-        BadRequest: an empty split, or a model.py that can't be used.
+        BadRequest: an empty split, a model.py or an encoder that can't be used.
         DrydockError: the ranks failed; the message is their last line.
     """
     started = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "error.json").unlink(missing_ok=True)
     if not (folder / "inputs.json").exists():
-        prepare(open_room(request.dataset) / "data.parquet", request.feature, request.label, folder)
         if model_py is not None:
-            _copy_model_py(model_py, folder / "model.py", request.model_py_sha256)
+            copy_model_py(model_py, folder / "model.py", request.model_py_sha256)
+        if encoder is not None:
+            copy_encoder(encoder, folder / ENCODER, request.encoder_sha256)
+        prepare(open_room(request.dataset) / "data.parquet", request, folder)
         if amend is not None:
             amend(folder)
         write_json(folder / "train.json", _job(request))
@@ -79,13 +85,6 @@ def fit(
     del done["weights_sha256"]
     _tidy(folder)
     return done | {"train_seconds": time.monotonic() - started}
-
-
-def _copy_model_py(source: Path, target: Path, sha256: str | None) -> None:
-    shutil.copyfile(source, target)
-    if sha256_file(target) != sha256:
-        target.unlink()
-        raise BadRequest(f"{source}: changed since this run was planned; start a new run")
 
 
 def _job(request: TrainRequest) -> dict[str, object]:
@@ -140,9 +139,10 @@ def _failure(folder: Path, code: int) -> DrydockError:
 
 
 def _tidy(folder: Path) -> None:
-    """Keep what the next steps need: weights, history, tokenizer, model.py."""
+    """Keep what the next steps need: weights, history, tokenizer, model.py, an encoder's sizes."""
     for name in ("arrays", "checkpoints", "incoming"):
         shutil.rmtree(folder / name, ignore_errors=True)
     meetings = (*folder.glob("rendezvous-*"), *folder.glob("ranks-*"))
-    for left in (*meetings, *(folder / name for name in LEFT)):
+    left_over = (*meetings, folder / ENCODER / "model.safetensors", folder / ENCODER / "tokenizer.json")
+    for left in (*left_over, *(folder / name for name in LEFT)):
         left.unlink(missing_ok=True)

@@ -112,7 +112,8 @@ def _config(options: argparse.Namespace) -> Any:
 
 def _import_what_ranks_need() -> None:
     """Import what torch itself imports late: when a model is first wrapped, an optimiser first made."""
-    for name in ("safetensors.torch", "torch._dynamo", "torch.nn.parallel.distributed", "torch.optim"):
+    of_torch = ("_dynamo", "nn.parallel.distributed", "optim", "utils.flop_counter")
+    for name in ("safetensors.torch", *(f"torch.{part}" for part in of_torch)):
         import_module(name)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tasks.spec.errors import IntegrityLost
 from tasks.store.files import sha256_file, write_json
+from tasks.train.brought import ENCODER
 
 LIST = "inputs.json"
 NAMES = ("train.json", "stats.json", "tokenizer.json", "model.py")
@@ -15,7 +16,7 @@ NAMES = ("train.json", "stats.json", "tokenizer.json", "model.py")
 def list_inputs(folder: Path) -> None:
     """Write the list, last of all that is prepared: where it is, the folder is ready to train in."""
     named = [folder / name for name in NAMES if (folder / name).exists()]
-    files = [*sorted((folder / "arrays").iterdir()), *named]
+    files = [*sorted((folder / "arrays").iterdir()), *sorted((folder / ENCODER).glob("*")), *named]
     write_json(folder / LIST, {str(path.relative_to(folder)): sha256_file(path) for path in files})
 
 

@@ -1,64 +1,140 @@
-"""From a dataset revision to the arrays that ranks map into memory.
+"""From a dataset revision to the arrays that ranks map into memory. The rows pass in batches: whatever their number,
+little more than a batch is held.
 
-    arrays/<split>.x.npy   encoded inputs, see tasks.spec.feature.encode
+    arrays/<split>.x.npy   encoded inputs, see tasks.spec.feature.encode, in the narrowest type that holds them
     arrays/<split>.y.npy   int64 [B] class indices
     stats.json             table features: mean and standard deviation of each column, of the training split
-    tokenizer.json         text features: byte-level BPE fitted on the training split
+    tokenizer.json         text features: a pretrained encoder's own, else a byte-level BPE fitted on the training split
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tasks.spec.data import Label
 from tasks.spec.errors import BadRequest
 from tasks.spec.feature import Feature, TextFeature, columns_to_rows, encode
+from tasks.spec.requests import TrainRequest
 from tasks.store.files import write_json, write_whole
 
 SPLITS = ("train", "validation", "holdout")
+PREPARED = ("train", "validation")
 PADDING = "[PAD]"
+BATCH_ROWS = 8192
+# Whole numbers are stored narrow and widened by the ranks (``tasks.train.batches``): a quarter of the disk and memory.
+STORED = {"image": "uint8", "text": "int32", "table": "float32"}
 
 
-def prepare(data: Path, feature: Feature, label: Label, out: Path) -> None:
+def prepare(data: Path, request: TrainRequest, out: Path) -> None:
     """Write the training arrays of ``data`` (a Parquet file) into ``out``.
 
     Raises:
-        BadRequest: a split has no rows.
+        BadRequest: a split has no rows, or fewer than there are ranks; a label that is no class; an encoder that
+            can't be used.
     """
+    feature = request.feature
+    (out / "arrays").mkdir(parents=True, exist_ok=True)
+    counts = rows_by_split(data)
+    for split in PREPARED:
+        if not counts.get(split):
+            raise BadRequest(f"{data.name}: the {split} split has no rows; lower data.split or bring more data")
+    if counts["train"] < request.train.world_size:
+        raise BadRequest(
+            f"{data.name}: the train split has {counts['train']} rows, fewer than train.nodes x train.ranks = "
+            f"{request.train.world_size}"
+        )
+    tokenizer = _tokenizer(data, request, out) if feature.kind == "text" else None
+    _write_arrays(data, request, out / "arrays", counts, tokenizer)
+    if feature.kind == "table":
+        write_json(out / "stats.json", _stats(out / "arrays" / "train.x.npy"))
+
+
+def rows_by_split(data: Path) -> dict[str, int]:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    counts: dict[str, int] = {}
+    for batch in pq.ParquetFile(data).iter_batches(BATCH_ROWS, columns=["split"]):
+        for found in pc.value_counts(batch.column(0)).to_pylist():
+            counts[found["values"]] = counts.get(found["values"], 0) + found["counts"]
+    return counts
+
+
+def _write_arrays(data: Path, request: TrainRequest, out: Path, counts: dict[str, int], tokenizer: Any) -> None:
+    """Fill the arrays of all prepared splits in one pass over the rows, whose order is the file's."""
     import numpy as np
 
-    tokenizer = None
-    arrays = out / "arrays"
-    arrays.mkdir(parents=True, exist_ok=True)
-    if feature.kind == "text":
-        tokenizer = fit_tokenizer(feature, read_split(data, feature, label, "train")[0])
-        write_whole(out / "tokenizer.json", tokenizer.to_str())
-    for split in ("train", "validation"):
-        rows, y = read_split(data, feature, label, split)
-        if not len(y):
-            raise BadRequest(f"{data.name}: the {split} split has no rows; lower data.split or bring more data")
-        x = encode(feature, rows, tokenizer)
-        np.save(arrays / f"{split}.x.npy", x)
-        np.save(arrays / f"{split}.y.npy", y)
-        if split == "train" and feature.kind == "table":
-            write_json(out / "stats.json", _stats(x))
+    feature, stored = request.feature, STORED[request.feature.kind]
+    opened, done = {}, dict.fromkeys(PREPARED, 0)
+    for split in PREPARED:
+        shapes = {"x": (stored, (counts[split], *feature.shape)), "y": ("int64", (counts[split],))}
+        for part, (dtype, shape) in shapes.items():
+            path = out / f"{split}.{part}.npy"
+            opened[split, part] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    for split, rows, y in batches(data, feature, request.label, PREPARED):
+        here = slice(done[split], done[split] + len(y))
+        opened[split, "x"][here] = encode(feature, rows, tokenizer)
+        opened[split, "y"][here] = y
+        done[split] += len(y)
+    for array in opened.values():
+        array.flush()
+
+
+def batches(data: Path, feature: Feature, label: Label, splits: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (split, rows as ``encode`` takes them, class indices int64 [B]), a few thousand rows at a time.
+
+    Raises:
+        BadRequest: a label that is no class.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    columns = [*feature.columns, "label", "split"]
+    for batch in pq.ParquetFile(data).iter_batches(BATCH_ROWS, columns=columns):
+        table = pa.Table.from_batches([batch])
+        for split in splits:
+            here = table.filter(pc.equal(table.column("split"), split))
+            if here.num_rows:
+                yield split, columns_to_rows(here, feature), _indices(here, label, data)
 
 
 def read_split(data: Path, feature: Feature, label: Label, split: str) -> tuple[Any, Any]:
     """Return one split's rows as ``encode`` takes them, and its class indices, int64 [B]."""
-    import numpy as np
     import pyarrow.parquet as pq
 
     table = pq.read_table(data, columns=[*feature.columns, "label"], filters=[("split", "==", split)])
+    return columns_to_rows(table, feature), _indices(table, label, data)
+
+
+def _indices(table: Any, label: Label, data: Path) -> Any:
+    import numpy as np
+
     index = {name: number for number, name in enumerate(label.names)}
-    y = np.array([index[name] for name in table.column("label").to_pylist()], dtype=np.int64)
-    return columns_to_rows(table, feature), y
+    names = table.column("label").to_pylist()
+    if wrong := next((name for name in names if name not in index), None):
+        raise BadRequest(f"{data.name}: label {wrong!r} is none of data.label.classes; add it, or clean it away")
+    return np.array([index[name] for name in names], dtype=np.int64)
 
 
-def fit_tokenizer(feature: TextFeature, texts: list[str]) -> Any:
-    """Fit a byte-level BPE (Sennrich 2016) on texts; id 0 is the padding."""
+def _tokenizer(data: Path, request: TrainRequest, out: Path) -> Any:
+    """Return the tokenizer, and write it as the package will carry it."""
+    if request.train.recipe.kind == "pretrained":
+        from tasks.train.brought import tokenizer_of
+
+        tokenizer = tokenizer_of(out, request.feature)
+    else:
+        of_train = batches(data, request.feature, request.label, ("train",))
+        tokenizer = fit_tokenizer(request.feature, (text for _, texts, _ in of_train for text in texts))
+    write_whole(out / "tokenizer.json", tokenizer.to_str())
+    return tokenizer
+
+
+def fit_tokenizer(feature: TextFeature, texts: Any) -> Any:
+    """Fit a byte-level BPE (Sennrich 2016) on an iterable of texts; id 0 is the padding."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -75,13 +151,17 @@ def fit_tokenizer(feature: TextFeature, texts: list[str]) -> Any:
     return tokenizer
 
 
-def _stats(x: Any) -> dict[str, list[float]]:
+def _stats(path: Path) -> dict[str, list[float]]:
+    """Mean and standard deviation of each column, in two passes over a mapped array; missing values count nowhere."""
     import numpy as np
 
-    there = ~np.isnan(x)
-    count = np.maximum(there.sum(axis=0), 1)  # a column without any value has mean and deviation 0
-    mean = np.where(there, x, 0).sum(axis=0, dtype=np.float64) / count
-    deviation = np.sqrt((np.where(there, x - mean, 0) ** 2).sum(axis=0) / count)
+    x = np.load(path, mmap_mode="r", allow_pickle=False)
+    parts = [slice(start, start + BATCH_ROWS) for start in range(0, len(x), BATCH_ROWS)]
+    count = np.maximum(sum((~np.isnan(x[part])).sum(axis=0) for part in parts), 1)
+    # A column without any value has mean and deviation 0.
+    mean = sum(np.nansum(x[part], axis=0, dtype=np.float64) for part in parts) / count
+    squares = sum(np.nansum((x[part] - mean) ** 2, axis=0, dtype=np.float64) for part in parts)
+    deviation = np.sqrt(squares / count)
     # A constant column carries nothing: dividing by one keeps it at zero.
     return {"mean": mean.tolist(), "deviation": np.where(deviation < 1e-9, 1.0, deviation).tolist()}
 

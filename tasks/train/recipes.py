@@ -1,35 +1,104 @@
-"""The networks. Each takes the encoded input and gives logits; scaling happens inside, so it is in the graph.
+"""From a recipe to what the ranks train: a network, its loss, and how it wants its input.
 
-    B batch   N input width   T tokens   D embedding   F channels   K classes
+A network takes the encoded input and gives logits; scaling happens inside, so it is in the exported graph.
+
+    B batch   N input width   T tokens   K classes
 """
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tasks.spec.errors import BadRequest
 from tasks.spec.feature import Feature
-from tasks.spec.train import Mlp, OwnModel, Recipe, TextCnn
+from tasks.spec.recipe import Cnn, Mlp, OwnModel, Pretrained, Recipe, Resnet18, TextCnn, Transformer
+from tasks.spec.train import Train
+from tasks.train.encoder import pretrained, transformer
+from tasks.train.images import cnn, resnet18
+from tasks.train.own import own, own_loss
+from tasks.train.plain import TextCnnNet, mlp
+
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def build(recipe: Recipe, feature: Feature, num_classes: int, stats: Any, folder: Path) -> nn.Module:
+class Task(NamedTuple):
+    """What is learnt: ``network`` gives logits [B, K], ``loss(logits, target)`` their mean loss over the rows."""
+
+    network: nn.Module
+    loss: Loss
+
+
+def task_of(train: Train, feature: Feature, num_classes: int, stats: Any, folder: Path) -> Task:
+    """Return a recipe's network and loss.
+
+    Raises:
+        BadRequest: the workload's own model.py can't be used, or the encoder's folder does not hold what it must.
+    """
+    network = build(train.recipe, feature, num_classes, stats, folder, weights=True)
+    found = own_loss(folder) if isinstance(train.recipe, OwnModel) else None
+    weights = class_weights(folder, num_classes) if train.class_weights == "balanced" else None
+    return Task(network, found or cross_entropy(train.label_smoothing, weights))
+
+
+def cross_entropy(smoothing: float, weights: Tensor | None = None) -> Loss:
+    """Return the loss of a classifier (Szegedy et al. 2015 for the smoothing); ``weights`` [K] of the classes."""
+    if weights is None:
+        return lambda logits, target: nn.functional.cross_entropy(logits, target, label_smoothing=smoothing)
+
+    def weighted(logits: Tensor, target: Tensor) -> Tensor:
+        each = nn.functional.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
+        of_class = weights.to(logits.device)
+        # By the number of rows, not by their weights: a batch in parts has the loss of the whole.
+        return (each * (target @ of_class if target.is_floating_point() else of_class[target])).mean()
+
+    return weighted
+
+
+def class_weights(folder: Path, num_classes: int) -> Tensor:
+    """Return a weight for each class, such that all classes weigh the same and a row 1 in the mean."""
+    import numpy as np
+
+    y = np.load(folder / "arrays" / "train.y.npy", mmap_mode="r", allow_pickle=False)
+    # A student's targets are probabilities [B, K].
+    counts = y.sum(axis=0) if y.ndim > 1 else np.bincount(y, minlength=num_classes)
+    there = counts > 0
+    return torch.from_numpy(np.where(there, counts.sum() / (there.sum() * np.maximum(counts, 1)), 0).astype("float32"))
+
+
+def build(
+    recipe: Recipe, feature: Feature, num_classes: int, stats: Any, folder: Path, weights: bool = False
+) -> nn.Module:
     """Build the module of a recipe: encoded input [B, N] (text: int64 [B, T]) -> logits [B, K].
+
+    ``weights``: a pretrained encoder begins with its own; without, they are drawn, for weights that are loaded next.
 
     Raises:
         BadRequest: the workload's own model.py has no ``build`` or fails in it.
     """
-    if isinstance(recipe, TextCnn):
-        return TextCnnNet(recipe, feature.vocabulary, num_classes)
-    body = mlp(recipe, feature, num_classes) if isinstance(recipe, Mlp) else own(recipe, feature, num_classes, folder)
-    if feature.kind == "text":
-        return body
-    return nn.Sequential(scaling(feature, stats), body)
+    body = _body(recipe, feature, num_classes, folder, weights)
+    return body if feature.kind == "text" else nn.Sequential(scaling(feature, stats), body)
+
+
+def _body(recipe: Recipe, feature: Any, num_classes: int, folder: Path, weights: bool) -> nn.Module:
+    match recipe:
+        case Mlp():
+            return mlp(recipe, feature.shape[0], num_classes)
+        case Cnn():
+            return cnn(recipe, feature, num_classes)
+        case Resnet18():
+            return resnet18(recipe, feature, num_classes)
+        case TextCnn():
+            return TextCnnNet(recipe, feature.vocabulary, num_classes)
+        case Transformer():
+            return transformer(recipe, feature, num_classes)
+        case Pretrained():
+            return pretrained(recipe, feature, num_classes, folder, weights)
+        case OwnModel():
+            return own(recipe, feature, num_classes, folder)
 
 
 def scaling(feature: Feature, stats: Any) -> nn.Module:
@@ -48,47 +117,3 @@ class Standardise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.where(torch.isnan(x), torch.zeros_like(x), (x - self.mean) / self.deviation)
-
-
-def mlp(recipe: Mlp, feature: Feature, num_classes: int) -> nn.Module:
-    widths = [feature.shape[0], *recipe.hidden]
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(recipe.dropout)]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
-
-
-class TextCnnNet(nn.Module):
-    """Embedding -> Conv1D -> ReLU -> global max pool -> dropout -> dense (Kim 2014, arXiv:1408.5882)."""
-
-    def __init__(self, recipe: TextCnn, vocabulary: int, num_classes: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(vocabulary, recipe.embedding, padding_idx=0)
-        self.conv = nn.Conv1d(recipe.embedding, recipe.channels, recipe.kernel, padding=recipe.kernel // 2)
-        self.dropout = nn.Dropout(recipe.dropout)
-        self.head = nn.Linear(recipe.channels, num_classes)
-
-    def forward(self, tokens: Tensor) -> Tensor:  # int64 [B, T] -> [B, K]
-        x = self.embedding(tokens).transpose(1, 2)  # [B, D, T]
-        x = torch.relu(self.conv(x)).amax(dim=2)  # [B, F]
-        return self.head(self.dropout(x))
-
-
-def own(recipe: OwnModel, feature: Feature, num_classes: int, folder: Path) -> nn.Module:
-    path = folder / "model.py"
-    spec = importlib.util.spec_from_file_location("workload_model", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise BadRequest("model.py: not in the workload's folder; train.recipe.kind 'model.py' needs it")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        if not callable(getattr(module, "build", None)):
-            raise BadRequest("model.py: has no function build(feature, num_classes, **options)")
-        found = module.build(feature, num_classes, **recipe.options)
-    except BadRequest:
-        raise
-    except Exception as error:
-        raise BadRequest(f"model.py: {type(error).__name__}: {error}") from error
-    if not isinstance(found, nn.Module):
-        raise BadRequest(f"model.py: build gave {type(found).__name__}, must be a torch.nn.Module")
-    return found

@@ -165,7 +165,7 @@ def test_a_checkpoint_that_rotted_in_the_room_is_set_aside(bench, train_request,
     def rot() -> None:
         for container in bench.ids():
             bench.engine.api.pause(container)
-        state = max((bench.volume() / "checkpoints").glob("epoch-*")) / "state.pt"
+        state = max((bench.volume() / "checkpoints").glob("epoch-*")) / "state.safetensors"
         content = bytearray(state.read_bytes())
         content[random.randrange(len(content))] ^= 0x10
         state.write_bytes(content)
@@ -177,7 +177,7 @@ def test_a_checkpoint_that_rotted_in_the_room_is_set_aside(bench, train_request,
     out = capfd.readouterr().out
     assert fault.done, "the fault did not fire"
     assert "set aside: " in out
-    assert "state.pt has digest" in out
+    assert "state.safetensors has digest" in out
     assert bench.sha256() == undisturbed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -152,11 +153,11 @@ def test_a_checkpoint_that_rotted_is_set_aside_and_the_one_before_is_taken(
     folder = tmp_path / "room"
     shutil.copytree(halfway, folder)
     before, newest = sorted((folder / "checkpoints").glob("epoch-*"))
-    _flip(newest / "state.pt")
+    _flip(newest / "state.safetensors")
     fit(train_request(), folder, None, lambda line: None)
     out = capfd.readouterr().out
     assert f"{newest.name} set aside" in out
-    assert "state.pt has digest" in out
+    assert "state.safetensors has digest" in out
     assert f"resumed after epoch {int(before.name[-5:])}" in out
     assert epochs(folder) == list(range(1, 11))
     assert sha256(folder) == undisturbed[1]
@@ -165,9 +166,9 @@ def test_a_checkpoint_that_rotted_is_set_aside_and_the_one_before_is_taken(
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (_flip, "state.pt has digest"),
+        (_flip, "state.safetensors has digest"),
         (lambda state: os.truncate(state, state.stat().st_size // 2), "another size"),
-        (lambda state: state.unlink(), "state.pt is missing"),
+        (lambda state: state.unlink(), "state.safetensors is missing"),
         (lambda state: (state.parent / "manifest.json").unlink(), "has no manifest.json"),
         (lambda state: (state.parent / "more").write_text(""), "more is not in its manifest"),
     ],
@@ -177,9 +178,9 @@ def test_whatever_is_wrong_with_the_newest_the_one_before_is_taken(halfway, tmp_
 
     shutil.copytree(halfway / "checkpoints", tmp_path / "checkpoints")
     before, newest = sorted((tmp_path / "checkpoints").glob("epoch-*"))
-    harm(newest / "state.pt")
+    harm(newest / "state.safetensors")
     state, refused = checkpoint.load_newest(tmp_path / "checkpoints")
-    assert state["epoch"] == int(before.name[-5:])
+    assert state.facts["place"]["epoch"] == int(before.name[-5:])
     assert refused[0].startswith(f"{newest.name} set aside: ")
     assert words in refused[0]
 
@@ -187,7 +188,7 @@ def test_whatever_is_wrong_with_the_newest_the_one_before_is_taken(halfway, tmp_
 def test_where_every_checkpoint_rotted_it_begins_again(undisturbed, halfway, train_request, tmp_path, capfd):
     folder = tmp_path / "room"
     shutil.copytree(halfway, folder)
-    for state in (folder / "checkpoints").glob("epoch-*/state.pt"):
+    for state in (folder / "checkpoints").glob("epoch-*/state.safetensors"):
         _flip(state)
     fit(train_request(), folder, None, lambda line: None)
     out = capfd.readouterr().out
@@ -204,26 +205,34 @@ def test_a_checkpoint_that_was_cut_short_does_not_count(halfway, tmp_path):
     newest = max((tmp_path / "checkpoints").glob("epoch-*"))
     newest.rename(newest.with_name(f".{newest.name}"))
     state, refused = checkpoint.load_newest(tmp_path / "checkpoints")
-    assert state["epoch"] == int(newest.name[-5:]) - 1
+    assert state.facts["place"]["epoch"] == int(newest.name[-5:]) - 1
     assert refused == []
 
 
-def test_two_checkpoints_are_kept_and_a_rotted_older_one_is_not_in_their_way(tmp_path):
+def _save(folder: Path, epoch: int, value: float, keep: int = 2) -> None:
     import torch
 
     from tasks.train import checkpoint
 
+    saved = checkpoint.Saved({"epoch": epoch}, {"w": torch.ones(3) * value})
+    checkpoint.save(folder, checkpoint.name_of(epoch, 0), saved, keep, contextlib.nullcontext)
+
+
+def test_two_checkpoints_are_kept_and_a_rotted_older_one_is_not_in_their_way(tmp_path):
+    from tasks.train import checkpoint
+
     for epoch in range(1, 5):
-        checkpoint.save(tmp_path, epoch, {"epoch": epoch, "w": torch.ones(3) * epoch})
+        _save(tmp_path, epoch, epoch)
     assert sorted(os.listdir(tmp_path)) == ["epoch-00003", "epoch-00004"]
-    assert checkpoint.load_newest(tmp_path)[0]["epoch"] == 4
-    checkpoint.save(tmp_path, 4, {"epoch": 4, "w": torch.zeros(3)})
-    assert checkpoint.load_newest(tmp_path)[0]["w"].sum() == 0
+    assert checkpoint.load_newest(tmp_path)[0].facts == {"epoch": 4}
+    _save(tmp_path, 4, 0.0)
+    assert checkpoint.load_newest(tmp_path)[0].tensors["w"].sum() == 0
     assert checkpoint.load_newest(tmp_path / "nothing") == (None, [])
+    assert checkpoint.name_of(4, 0) < checkpoint.name_of(4, 9) < checkpoint.name_of(4, 10) < checkpoint.name_of(5, 0)
 
 
-def test_a_checkpoint_that_holds_code_is_refused(tmp_path):
-    """A manifest over a pickle that would run something: the restricted load refuses it all the same."""
+def test_a_checkpoint_that_is_a_pickle_is_refused(tmp_path):
+    """A manifest over a pickle that would run something: nothing here reads one."""
     import torch
 
     from tasks.store.manifest import write_manifest
@@ -234,9 +243,96 @@ def test_a_checkpoint_that_holds_code_is_refused(tmp_path):
             return os.system, (f"touch {tmp_path / 'harmed'}",)
 
     (tmp_path / "epoch-00001").mkdir()
-    torch.save({"epoch": 1, "x": Harm()}, tmp_path / "epoch-00001" / "state.pt")
+    torch.save({"epoch": 1, "x": Harm()}, tmp_path / "epoch-00001" / "state.safetensors")
+    (tmp_path / "epoch-00001" / "state.json").write_text("{}")
     write_manifest(tmp_path / "epoch-00001")
     state, refused = checkpoint.load_newest(tmp_path)
     assert state is None
     assert "epoch-00001 set aside" in refused[0]
     assert not (tmp_path / "harmed").exists()
+
+
+WIDE = {"recipe": {"kind": "mlp", "hidden": [1200, 1200], "dropout": 0.0}, "batch_size": 16}
+WIDE |= {"checkpoints": {"every_steps": 7, "keep": 3}, "stopping": {"max_epochs": 3, "patience_epochs": 3}}
+
+
+def _stopped(request, folder: Path, scratch: Path, after: str) -> None:
+    """Start ``request`` and kill its step when a checkpoint of that name, or a later one, is whole."""
+    folder.mkdir(parents=True)
+    with start(request, folder, scratch) as step:
+        wait_for(lambda: [path for path in (folder / "checkpoints").glob("epoch-*") if path.name >= after])
+        step.kill()
+    wait_for(lambda: not processes(folder), 5)
+    assert not (folder / "weights.safetensors").exists(), "the fault came too late"
+
+
+def test_it_goes_on_at_the_very_batch_on_as_many_ranks_and_on_others(train_request, tmp_path, capfd):
+    """A checkpoint within an epoch, too large to be written by the way: by the process beside rank 0."""
+    plain, halfway = tmp_path / "plain", tmp_path / "halfway"
+    request = train_request(ranks=2, **WIDE)
+    whole = fit(request, plain, None, lambda line: None)
+    _stopped(request, halfway, tmp_path, "epoch-00001-step-0000007")
+    names = {path.name for path in (halfway / "checkpoints").glob("epoch-*")}
+    assert len(names) <= 4, "three are kept, and one may have been on its way out"
+    for ranks in (2, 1):
+        folder = tmp_path / f"on-{ranks}"
+        shutil.copytree(halfway, folder)
+        (folder / "train.json").unlink()
+        (folder / "inputs.json").unlink()  # prepared anew: by another number of ranks, another request
+        done = fit(train_request(ranks=ranks, **WIDE), folder, None, lambda line: None)
+        out = capfd.readouterr().out
+        assert "resumed after epoch" in out
+        assert "steps" in out
+        assert epochs(folder) == [1, 2, 3]
+        assert done["validation_loss"] == pytest.approx(whole["validation_loss"], abs=1e-4)
+        assert ranks == 1 or sha256(folder) == sha256(plain), "the same ranks end in the same bits"
+
+
+def test_a_checkpoint_of_another_model_is_refused(halfway, train_request, tmp_path):
+    from tasks.spec.errors import BadRequest
+
+    shutil.copytree(halfway / "checkpoints", tmp_path / "room" / "checkpoints")
+    request = train_request(recipe={"kind": "mlp", "hidden": [16]})
+    with pytest.raises(BadRequest, match=r"holds another model's weights: 1.0.weight differs; remove it"):
+        fit(request, tmp_path / "room", None, lambda line: None)
+
+
+RAISES = """
+import os
+import torch
+from torch import nn
+
+class Net(nn.Linear):
+    def forward(self, x):
+        if os.environ["RANK"] == "1" and self.training:
+            raise ValueError("this rank's rows are odd")
+        return super().forward(x)
+
+def build(feature, num_classes):
+    return Net(64, num_classes)
+
+def loss(logits, target):
+    return nn.functional.cross_entropy(logits, target) * 2
+"""
+
+
+def test_a_recipe_that_raises_on_one_rank_ends_the_gang_with_that_ranks_words(train_request, tmp_path, capfd):
+    from tasks.spec.errors import BadRequest
+    from tasks.store.files import sha256_file
+
+    (tmp_path / "model.py").write_text(RAISES)
+    request = train_request(recipe={"kind": "model.py"}, ranks=2)
+    request = request.model_copy(update={"model_py_sha256": sha256_file(tmp_path / "model.py")})
+    with pytest.raises(BadRequest, match=r"rank 1: ValueError: this rank's rows are odd \(model.py, line 9\)"):
+        fit(request, tmp_path / "room", tmp_path / "model.py", lambda line: None)
+    assert "[rank 1] ValueError: this rank's rows are odd" in capfd.readouterr().err.replace("tasks.train.", "")
+
+
+def test_fewer_rows_than_ranks_and_labels_that_are_no_class_are_one_line(train_request, make_dataset, tmp_path):
+    from tasks.spec.errors import BadRequest
+
+    few = make_dataset({"pixels": [[0] * 64] * 16}, [str(i % 10) for i in range(16)])
+    with pytest.raises(BadRequest, match=r"train split has 14 rows, fewer than train.nodes x train.ranks = 16"):
+        fit(train_request(few, ranks=16, batch_size=16), tmp_path / "few", None, lambda line: None)
+    with pytest.raises(BadRequest, match=r"label '7' is none of data.label.classes"):
+        fit(train_request(classes=range(7)), tmp_path / "classes", None, lambda line: None)

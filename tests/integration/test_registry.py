@@ -13,15 +13,18 @@ from typing import Any
 
 import pytest
 
+from tasks.command.efficiency import efficiency_of, efficiency_text
 from tasks.plan import request_for
 from tasks.registry import runs, versions
 from tasks.registry.client import connect
+from tasks.registry.efficiency import Factors
 from tasks.registry.register import register_package
 from tasks.spec.errors import BadRequest, IntegrityLost, TryAgain
 from tasks.spec.requests import RegisterRequest
 
 pytestmark = pytest.mark.timeout(240)
 CURVE = ("train_loss", "validation_loss", "validation_accuracy", "samples_per_second")
+FACTORS = Factors(core_watts=10, co2_grams_per_kwh=400, price_per_kwh=0.25)
 
 # Registers with the process killed at a named function of the registry.
 KILLED = """
@@ -247,17 +250,41 @@ def test_a_run_is_found_again_by_its_key(site):
     assert len(site.mlflow.get_run(first).data.params["long"]) == 500
 
 
-def test_curves_that_are_replayed_are_logged_once(site):
+def test_curves_that_are_replayed_are_logged_once(site, tmp_path):
     run_id = runs.open_run(site.mlflow, "curves", "replayed", {}, {})
     lines = [dict.fromkeys(CURVE, 0.5 / n) | {"epoch": n, "at_ms": 1_700_000_000_000 + n} for n in (1, 2, 3)]
     for _ in range(2):  # the second time is the attempt after a kill, which reads the same history
-        curves = runs.Curves(site.mlflow, run_id)
+        curves = runs.Curves(site.mlflow, run_id, FACTORS, tmp_path)
         for line in lines:
-            curves.log_epoch(line)
+            curves.log_line(line)
         curves.flush()
     for name in CURVE:
         history = site.mlflow.get_metric_history(run_id, name)
         assert [(m.step, m.value) for m in history] == [(epoch, 0.5 / epoch) for epoch in (1, 2, 3)]
+
+
+def test_a_run_explains_itself(digits_run):
+    run_id = digits_run.done["train"]["run_id"]
+    client, epochs = digits_run.site.mlflow, digits_run.done["train"]["epochs"]
+    names = {"learning_rate", "gradient_norm", "samples_per_second", "mfu", "data_wait_ratio", "wire_bytes"}
+    names |= {"energy_joules", "system/rank_0/memory_bytes", "system/rank_1/cpu_busy_ratio"}
+    for name in names:
+        assert len(client.get_metric_history(run_id, name)) == epochs, name
+    run = client.get_run(run_id).data
+    assert 0 < run.metrics["mfu"] < 1
+    assert 0 < run.metrics["cpu_busy_ratio"] < 1.2
+    assert run.metrics["wire_bytes"] > 0
+    joules = run.metrics["energy_kwh"] * 3.6e6
+    assert run.metrics["co2_grams"] == pytest.approx(joules / 3.6e6 * 400)
+    assert run.tags["drydock.energy_source"] in ("rapl", "estimate: processor seconds at 10 W a core")
+    table = client._tracking_client._get_artifact_repo(run_id).download_artifacts("efficiency.json")
+    assert json.loads(Path(table).read_text())["columns"] == ["of", "what", "value", "unit"]
+    assert list((digits_run.site.home / "tensorboard" / "digits" / run_id).glob("events.out.tfevents.*"))
+    fleet = efficiency_of(digits_run.site)["workloads"]
+    assert [row["workload"] for row in fleet] == ["digits"]
+    assert fleet[0]["energy_kwh"] > 0
+    assert fleet[0]["mfu"] == run.metrics["mfu"]
+    assert "digits" in efficiency_text({"workloads": fleet})
 
 
 @pytest.fixture
@@ -284,12 +311,12 @@ def test_where_mlflow_is_down_it_is_one_line_in_bounded_time(down, ask):
     assert "drydock logs mlflow" in str(caught.value)
 
 
-def test_training_does_not_wait_for_an_mlflow_that_is_down_and_loses_nothing(down, site):
+def test_training_does_not_wait_for_an_mlflow_that_is_down_and_loses_nothing(down, site, tmp_path):
     run_id = runs.open_run(site.mlflow, "curves", "outage", {}, {})
-    curves = runs.Curves(down, run_id)
+    curves = runs.Curves(down, run_id, FACTORS, tmp_path)
     started = time.monotonic()
     for epoch in (1, 2, 3, 4):
-        curves.log_epoch(dict.fromkeys(CURVE, 1.0) | {"epoch": epoch, "at_ms": 1_700_000_000_000 + epoch})
+        curves.log_line(dict.fromkeys(CURVE, 1.0) | {"epoch": epoch, "at_ms": 1_700_000_000_000 + epoch})
     assert time.monotonic() - started < 15, "only the first epoch may wait"
     with pytest.raises(TryAgain):
         curves.flush()

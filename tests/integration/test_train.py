@@ -200,7 +200,7 @@ def test_the_history_is_passed_on_once_an_epoch_also_over_a_restart(tmp_path):
 
 
 def test_the_ranks_share_each_batch_and_miss_no_row():
-    from tasks.train.rank import shares
+    from tasks.train.batches import shares
 
     for world in (1, 2, 4):
         parts = [list(shares(103, 20, 1, 3, rank, world)) for rank in range(world)]

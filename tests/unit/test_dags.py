@@ -168,7 +168,7 @@ def test_the_order_is_that_of_the_steps(parsed):
     from tasks.steps import STEPS
 
     order = parsed["dags"]["retrain_digits"]["order"]
-    assert list(RETRAIN) == list(STEPS)
+    assert list(RETRAIN) == [name for name in STEPS if name != "trial"]
     places = [order.index(step) for step in RETRAIN if step not in ("validate_labels",)]
     assert places == sorted(places)
 

@@ -52,7 +52,7 @@ def test_the_review_can_be_switched_on_and_never_off():
         ({"epochs": 3}, ["parameter epochs", "max_epochs", "review"]),
         ({"max_epochs": 0}, ["train.stopping.max_epochs = 0"]),
         ({"max_epochs": "3"}, ['train.stopping.max_epochs = "3"', "integer"]),
-        ({"ranks": 3}, ["batch_size = 64", "nodes x ranks = 3"]),
+        ({"ranks": 3}, ["batch_size = 64", "nodes x ranks x accumulate = 3"]),
         ({"objective": "cheap"}, ["compress.objective", "cheap"]),
         ({"min_accuracy": "abc"}, ["abc", "number"]),
         ({"min_accuracy": float("nan")}, ["gate.rules.4.min", "finite"]),

@@ -79,7 +79,7 @@ def test_a_folder_that_a_killed_command_left_is_no_workload(tmp_path):
         ("{kind: mlp}", "{kind: mlp}\n  batch_size: 64.5", ["train.batch_size = 64.5", "integer"]),
         ("{kind: mlp}", "{kind: mlp}\n  ranks: true", ["train.ranks = true", "integer"]),
         ("{kind: mlp}", "{kind: mlp}\n  batch_size: 0", ["train.batch_size = 0", "greater than or equal to 1"]),
-        ("{kind: mlp}", "{kind: mlp}\n  batch_size: 65", ["batch_size = 65", "nodes x ranks = 2"]),
+        ("{kind: mlp}", "{kind: mlp}\n  batch_size: 65", ["batch_size = 65", "nodes x ranks x accumulate = 2"]),
         ("{kind: mlp}", "{kind: mpl}", ["train.recipe", "mlp", "text-cnn", "model.py"]),
         ("{kind: mlp}", "{kind: text-cnn}", ["train.recipe.kind = 'text-cnn'", "data.feature.kind = 'table'"]),
         ("  recipe: {kind: mlp}", "  ranks: 1", ["train.recipe is missing"]),

@@ -1,0 +1,101 @@
+"""Recipes: the networks that Drydock can build, each with its sizes, and the workload's own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tasks.spec.value import Value, register_tags
+
+Width = Annotated[int, Field(ge=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Mlp(Value):
+    """A multi-layer perceptron: hidden widths, ReLU, dropout."""
+
+    kind: Literal["mlp"]
+    hidden: tuple[Width, ...] = (128, 64)
+    dropout: Dropout = 0.2
+
+
+class Cnn(Value):
+    """A small convolutional network for images: two convolutions and a pooling for each of ``channels``."""
+
+    kind: Literal["cnn"]
+    channels: tuple[Width, ...] = Field(default=(32, 64), min_length=1)
+    hidden: int = Field(default=128, ge=1)
+    dropout: Dropout = 0.3
+
+
+class Resnet18(Value):
+    """ResNet-18 for small images (He et al. 2015): a 3 x 3 stem, and group norm, which knows no batch."""
+
+    kind: Literal["resnet18"]
+    width: int = Field(default=64, ge=8, multiple_of=8, description="channels of the first stage; doubled thrice")
+    dropout: Dropout = 0.0
+
+
+class TextCnn(Value):
+    """Embedding, one Conv1D, global max pooling, a dense head (Kim 2014, one width)."""
+
+    kind: Literal["text-cnn"]
+    embedding: int = Field(default=64, ge=1)
+    channels: int = Field(default=128, ge=1)
+    kernel: int = Field(default=5, ge=1)
+    dropout: Dropout = 0.3
+
+
+class Transformer(Value):
+    """A transformer encoder (Vaswani et al. 2017) from scratch, its answer the mean over the tokens."""
+
+    kind: Literal["transformer"]
+    width: int = Field(default=128, ge=1)
+    heads: int = Field(default=4, ge=1)
+    layers: int = Field(default=2, ge=1)
+    feedforward: int = Field(default=512, ge=1)
+    dropout: Dropout = 0.1
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Transformer:
+        if self.width % self.heads:
+            raise ValueError(f"heads = {self.heads}, must divide width = {self.width}")
+        return self
+
+
+class Pretrained(Value):
+    """A BERT encoder from a local folder (Hugging Face's form: config.json, model.safetensors, tokenizer.json),
+    fine-tuned as a whole, or by LoRA (Hu et al. 2021); the tokenizer travels in the package."""
+
+    kind: Literal["pretrained"]
+    folder: str = Field(min_length=1, description="of the encoder; a relative path is one in the workload's folder")
+    dropout: Dropout = 0.1
+    lora_rank: int = Field(
+        default=0, ge=0, description="above 0: only the head and so thin a change of each query and value are learnt"
+    )
+
+
+class OwnModel(Value):
+    """The workload folder's own ``model.py``: ``build(feature, num_classes, **options) -> torch.nn.Module``, and if
+    it wants ``loss(logits, target) -> Tensor``, the mean over the rows."""
+
+    kind: Literal["model.py"]
+    options: dict[str, int | float | str | bool] = {}
+
+
+Recipe = Annotated[
+    Mlp | Cnn | Resnet18 | TextCnn | Transformer | Pretrained | OwnModel, Field(discriminator="kind")
+]
+register_tags("mlp", "cnn", "resnet18", "text-cnn", "transformer", "pretrained", "model.py")
+
+# Recipe -> the features that it reads. No recipe tags words yet; a model.py answers one class a row.
+READS = {
+    "mlp": ("image", "table"),
+    "cnn": ("image",),
+    "resnet18": ("image",),
+    "text-cnn": ("text",),
+    "transformer": ("text",),
+    "pretrained": ("text",),
+    "model.py": ("image", "table", "text"),
+}

@@ -1,0 +1,100 @@
+"""What ranks read: arrays that are mapped, not loaded, and each rank's rows of each global batch.
+
+The order is a function of (seed, epoch) alone, and a rank's share of a batch of its position: a training goes on at
+any batch, on any number of ranks, with no row lost or seen twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# A batch that takes longer to gather than this is gathered while the one before is computed.
+AHEAD_SECONDS = 0.002
+# Stored narrow, computed wide.
+WIDE = {"uint8": torch.float32, "int32": torch.int64}
+
+
+class Split(NamedTuple):
+    """One split's mapped arrays: inputs [B, ...] as ``tasks.train.prepare`` stored them, class indices int64 [B]."""
+
+    x: Any
+    y: Any
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+def open_split(arrays: Path, name: str) -> Split:
+    x, y = (np.load(arrays / f"{name}.{part}.npy", mmap_mode="r", allow_pickle=False) for part in "xy")
+    return Split(x, y)
+
+
+class Loader:
+    """Gathers rows into tensors on a device. ``trim``: texts are cut to the longest of the rows."""
+
+    def __init__(self, device: torch.device, trim: bool) -> None:
+        self.device, self.trim = device, trim
+        self.waited_seconds = 0.0
+        self._ahead: ThreadPoolExecutor | None = None
+
+    def load(self, split: Split, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return inputs and class indices of ``rows``."""
+        x, y = _gather(split, rows, self.trim)
+        x = x.to(self.device, non_blocking=True)
+        return x.to(WIDE.get(str(x.dtype).removeprefix("torch."), x.dtype)), y.to(self.device, non_blocking=True)
+
+    def stream(self, split: Split, shares: Iterator[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches in order. Where gathering is slow (a cold file, wide rows) a thread is one batch ahead."""
+        following: Future[tuple[Tensor, Tensor]] | None = None
+        rows = next(shares, None)
+        while rows is not None:
+            started = time.monotonic()
+            batch = following.result() if following else self.load(split, rows)
+            took = time.monotonic() - started
+            self.waited_seconds += took
+            if took > AHEAD_SECONDS and self._ahead is None:
+                self._ahead = ThreadPoolExecutor(1, "batches")
+            rows = next(shares, None)
+            ahead = self._ahead is not None and rows is not None
+            following = self._ahead.submit(self.load, split, rows) if ahead else None
+            yield batch
+
+
+def _gather(split: Split, rows: np.ndarray, trim: bool) -> tuple[Tensor, Tensor]:
+    x = split.x[rows]
+    if trim:
+        x = np.ascontiguousarray(x[:, : max(1, int((x != 0).any(axis=0).nonzero()[0].max(initial=-1)) + 1)])
+    return torch.from_numpy(x), torch.from_numpy(split.y[rows])
+
+
+def shares(
+    n: int, batch: int, seed: int, epoch: int, rank: int, world: int, done: int = 0
+) -> Iterator[np.ndarray]:
+    """Yield this rank's row numbers of each global batch after the first ``done``; rows that fill no batch wait for
+    another epoch."""
+    order = np.random.default_rng((seed, epoch)).permutation(n)
+    batch = whole_batch(n, batch, world)
+    for start in range(done * batch, n - batch + 1, batch):
+        yield order[start + rank : start + batch : world]
+
+
+def whole_batch(n: int, batch: int, world: int) -> int:
+    """Return how many rows a global batch has: fewer than asked for where there are fewer."""
+    return min(batch, n - n % world)
+
+
+def steps_of_epoch(n: int, batch: int, world: int) -> int:
+    return n // whole_batch(n, batch, world)
+
+
+def seed_of(*parts: int) -> int:
+    """One seed from several numbers (NumPy's SeedSequence mixes them; the same everywhere)."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
