@@ -58,7 +58,7 @@ for workload in declared():
         if workload.search:
             numbers = list(range(workload.search.trials))
             trial = StepOperator.partial(
-                task_id="trial", step="trial", pool="training", pool_slots=workload.train.world_size
+                task_id="trial", step="trial", pool=pool, pool_slots=slots
             ).expand(item=numbers)
             version >> trial >> train
 
