@@ -47,6 +47,8 @@ def _in_container(step: str, job: Job, site: Site) -> Job:
     passed = {} if needs_torch else {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     limits = Limits(cpus=site.settings.cores, memory_bytes=site.settings.step_memory_bytes, pids=1024)
     own = {"image": TRAINER if needs_torch else PLATFORM, "inside": True, "limits": limits}
+    # Its /tmp is memory; what a room is packed into may be larger.
+    passed |= {"TMPDIR": job.folder}
     own |= {"command": (*program, *job.command[1:]), "environment": job.environment | passed}
     return job.model_copy(update=own)
 
