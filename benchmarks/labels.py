@@ -26,7 +26,41 @@ def bench(site: Site) -> list[dict[str, Any]]:
     if not (folder / "train.parquet").is_file():
         print(f"skipped: {folder}/train.parquet is not there; set DRYDOCK_TEST_DATA to its folder", file=sys.stderr)
         return []
-    return [*_seeded_noise(folder), *_published(folder)]
+    return [*_seeded_noise(folder), *_published(folder), *_tags(folder.with_name("wnut17"))]
+
+
+def _tags(folder: Path) -> list[dict[str, Any]]:
+    """A tenth of the entities' tags, and as many of the other words', moved to another tag."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from tasks.data.tagging import audit_tags
+
+    if not (folder / "wnut17.parquet").is_file():
+        return []
+    table = pq.read_table(folder / "wnut17.parquet", filters=[("split", "==", "train")])
+    words, tags = table.column("tokens").to_pylist(), table.column("tags").to_pylist()
+    names = tuple(sorted({tag for row in tags for tag in row}))
+    draw, wrong, given = np.random.default_rng(SEED), set(), [list(row) for row in tags]
+    entities = sum(tag != "O" for row in tags for tag in row)
+    plain_ratio = NOISE * entities / max(1, sum(map(len, tags)) - entities)
+    for number, row in enumerate(given):
+        for place, tag in enumerate(row):
+            if draw.random() < (NOISE if tag != "O" else plain_ratio):
+                row[place] = str(draw.choice([name for name in names if name != tag]))
+                wrong.add((number, place))
+    found = audit_tags(words, given, names, len(words))
+    suspects = {
+        (row, place)
+        for row, meant in zip(found.noise.rows.tolist(), found.suggested, strict=True)
+        for place, tag in enumerate(meant.split(" "))
+        if tag != given[row][place]
+    }
+    precision = len(suspects & wrong) / max(1, len(suspects))
+    return [
+        _row("tags of WNUT-17, a tenth of the entities' moved: precision", precision),
+        _row("the same: recall", len(suspects & wrong) / max(1, len(wrong))),
+    ]
 
 
 def _seeded_noise(folder: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 FOLDS, SEED, WIDTH = 3, 0, 1 << 17
+# Words are many and models of them unsure: a tag that the model believes in a little is no suspect.
+MAX_BELIEF = 0.05
 RUNS = re.compile(r"(.)\1+")
 
 
@@ -113,6 +115,8 @@ def _by_sentence(
     quality: dict[int, float] = {}
     number: dict[int, int] = {}
     for index in said.found:
+        if probabilities[index, labels[index]] > MAX_BELIEF:
+            continue
         row, place = words[index]
         meant.setdefault(row, list(tags[row]))[place] = names[classes[probabilities[index].argmax()]]
         quality[row] = min(quality.get(row, 1.0), float(probabilities[index, labels[index]]))
