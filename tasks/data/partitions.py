@@ -3,7 +3,7 @@
     <folder>/<workload>/<key>/      part.parquet, part.json, manifest.json (written last)
 
 A part's key is the digest of its file's bytes, of all that is asked of them and of the code that reads them. What is
-found here is held against its manifest; what is damaged is parsed again. Parts that a run has not used are removed.
+found here is held against its manifest; what is damaged is parsed again. Parts that no run used for a day are removed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 TABLE, FACTS = "part.parquet", "part.json"
 # Sources of many files, each a table of its own.
 KINDS = ("files", "s3")
+# Another run of the workload may be at work with other files.
+KEPT_SECONDS = 86_400
 
 
 class Part(NamedTuple):
@@ -60,8 +63,9 @@ class Partitions:
         try:
             verify(part)
         except IntegrityLost:
-            shutil.rmtree(part)
+            shutil.rmtree(part, ignore_errors=True)
             return None
+        os.utime(part)
         facts = json.loads((part / FACTS).read_text())
         # A row that was kept aside says which file it is of, which may have another name by now.
         old = facts["name"]
@@ -78,9 +82,9 @@ class Partitions:
         return Writer(working, name, schema)
 
     def clear(self) -> None:
-        """Remove the parts that this ingest has not used."""
+        """Remove the parts that neither this ingest nor another has used for a while."""
         for path in self._folder.iterdir() if self._folder and self._folder.is_dir() else ():
-            if path.name not in self._used:
+            if path.name not in self._used and time.time() - path.stat().st_mtime >= KEPT_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _key(self, name: str) -> str:

@@ -46,6 +46,8 @@ class Protection:
         # The label is one of the declared classes, the split's name one of three.
         annotators = request.label.annotators.columns if request.label.annotators else ()
         self._left = {request.label.column, request.split_column, *annotators}
+        # Each word there has a tag: their number must stay.
+        self._words = request.feature.columns[0] if request.feature.kind == "tokens" else None
         self._rows = self._scanned = 0
         self._columns: dict[str, None] = {}
         self._cells, self._found = Counter[Any](), Counter[Any]()
@@ -122,7 +124,7 @@ class Protection:
             found = find(texts[row], self._privacy.kinds, self._privacy.regions)
             if found:
                 self._tell(name, found, file, row)
-                new = self._rewritten(texts[row], found)
+                new = self._rewritten(texts[row], found, name == self._words)
                 changed, texts[row] = changed or new != texts[row], new
         return pa.chunked_array([pa.array(texts, column.type)]) if changed else column
 
@@ -138,10 +140,15 @@ class Protection:
         self._cells[column, kind, action] += cells
         self._found[column, kind, action] += found * cells
 
-    def _rewritten(self, text: str, found: list[Found]) -> str:
+    def _rewritten(self, text: str, found: list[Found], is_words: bool) -> str:
         parts, end = [], 0
         for item in found:
-            parts += [text[end : item.start], self._instead(text[item.start : item.end], item)]
+            written = text[item.start : item.end]
+            new = self._instead(written, item)
+            if is_words and new != written:
+                one = new.replace(" ", "_") or f"[{item.kind}]"
+                new = " ".join([one] * (written.count(" ") + 1))
+            parts += [text[end : item.start], new]
             end = item.end
         return "".join([*parts, text[end:]])
 

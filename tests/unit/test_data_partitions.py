@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.data import ingest as room
+from tasks.data import partitions
 from tasks.data.ingest import ingest, resolve
 from tasks.data.partitions import Partitions
 from tasks.spec.data import Label
@@ -68,7 +69,7 @@ def test_only_new_files_are_parsed_and_nothing_else_differs(tmp_path, parsed):
     assert result.privacy.rows == 4
 
 
-def test_a_changed_file_another_demand_or_other_code_is_parsed_again(tmp_path, parsed):
+def test_a_changed_file_another_demand_or_other_code_is_parsed_again(tmp_path, parsed, monkeypatch):
     day(tmp_path, "1.csv", "a")
     day(tmp_path, "2.csv", "b")
     run(tmp_path)
@@ -79,7 +80,10 @@ def test_a_changed_file_another_demand_or_other_code_is_parsed_again(tmp_path, p
     run(tmp_path, privacy=Privacy(actions={"email": "drop"}))
     run(tmp_path, code="2")
     assert parsed == ["2.csv", "1.csv", "2.csv", "1.csv", "2.csv"]
-    assert len(list((tmp_path / "parts" / "w").iterdir())) == 2, "what is not used is removed"
+    assert len(list((tmp_path / "parts" / "w").iterdir())) == 7
+    monkeypatch.setattr(partitions, "KEPT_SECONDS", 0)
+    run(tmp_path, code="2")
+    assert len(list((tmp_path / "parts" / "w").iterdir())) == 2, "what nobody uses is removed"
 
 
 def test_a_damaged_part_is_parsed_again_and_a_refused_file_leaves_none(tmp_path, parsed):

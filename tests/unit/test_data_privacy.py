@@ -13,7 +13,7 @@ from tasks.data.personal import find, is_iban, is_resident_id, luhn
 from tasks.data.privacy import key_id
 from tasks.spec.data import Data, Label
 from tasks.spec.errors import BadRequest, IntegrityLost
-from tasks.spec.feature import TableFeature, TextFeature
+from tasks.spec.feature import TableFeature, TextFeature, TokensFeature
 from tasks.spec.privacy import KINDS, WATCH, Privacy
 from tasks.spec.requests import IngestRequest
 from tasks.spec.source import FilesSource
@@ -88,7 +88,7 @@ def run(folder: Path, privacy: Privacy, rows: list[dict[str, object]], feature=N
         source=source,
         files=resolve(source, folder),
         feature=feature or TextFeature(kind="text"),
-        label=Label(classes=("x", "y")),
+        label=more.pop("label", Label(classes=("x", "y"))),
         columns=columns or {},
         privacy=privacy,
         privacy_key_id=key_id(KEY) if privacy.hashes else None,
@@ -174,6 +174,17 @@ def test_messages_and_quarantines_withhold_values(tmp_path):
     aside = pq.read_table(tmp_path / "room" / "quarantine.parquet").to_pylist()[0]
     assert "example" not in json.dumps(aside)
     assert "withh" in aside["content"]
+
+
+def test_words_that_are_masked_stay_as_many(tmp_path):
+    words = ["call", "(212)", "555-2368", "or", "ann@example.org", "!"]
+    rows = [{"tokens": words, "tags": ["x"] * 6}]
+    label, feature = Label(column="tags", classes=("x", "y")), TokensFeature(kind="tokens")
+    for action, phone in (("mask", "[phone]"), ("drop", "[phone]"), ("generalise", "[phone_+1]")):
+        _, table = run(tmp_path, Privacy(otherwise=action), rows, feature, label=label)
+        text = table.column("tokens")[0].as_py()
+        assert text.startswith(f"call {phone} {phone} or [email")
+        assert len(text.split(" ")) == 6
 
 
 def test_numbers_are_generalised_down_to_a_multiple(tmp_path):
