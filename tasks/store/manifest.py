@@ -23,7 +23,7 @@ UNLISTED = {NAME, SIGNATURE}
 
 def write_manifest(folder: Path) -> str:
     """List ``folder``, write its manifest and return its digest (hex)."""
-    content = canonical_json({"files": _list(folder), "format": 1})
+    content = _content(_list(folder))
     write_whole(folder / NAME, content)
     return hashlib.sha256(content).hexdigest()
 
@@ -71,11 +71,21 @@ def _list(folder: Path) -> dict[str, dict[str, str | int]]:
 
 
 def _listed(folder: Path) -> dict[str, dict[str, str | int]]:
+    """The manifest's entries. It must be what we write, to the byte: whoever opens a folder without knowing its digest
+    (a checkpoint, say) would else not see a change that means nothing."""
+    content = (folder / NAME).read_bytes()
     try:
-        files = json.loads((folder / NAME).read_bytes())["files"]
-        return {str(name): {"bytes": entry["bytes"], "sha256": entry["sha256"]} for name, entry in files.items()}
+        files = json.loads(content)["files"]
+        found = {str(name): {"bytes": entry["bytes"], "sha256": entry["sha256"]} for name, entry in files.items()}
+        if _content(found) == content:
+            return found
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise IntegrityLost(f"{folder}: its {NAME} can't be read") from None
+        pass
+    raise IntegrityLost(f"{folder}: its {NAME} can't be read")
+
+
+def _content(files: dict[str, dict[str, str | int]]) -> bytes:
+    return canonical_json({"files": files, "format": 1})
 
 
 def _files(folder: Path) -> list[Path]:

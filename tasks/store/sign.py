@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from tasks.spec.errors import BadRequest, IntegrityLost
-from tasks.store.files import write_json, write_whole
+from tasks.store.files import write_whole
 from tasks.store.manifest import NAME, SIGNATURE
 
 PRIVATE, PUBLIC = "signing.pem", "signing.pub"
@@ -91,14 +91,15 @@ def sign_bytes(content: bytes, keys: Path) -> str:
     return base64.b64encode(key.sign(content)).decode()
 
 
-def verify_bytes(content: bytes, signature: str, keys: Path, what: str) -> None:
-    """Check a signature: by the key that signs, or by one that it replaced.
+def verify_bytes(content: bytes, signature: str, keys: Path, what: str) -> str:
+    """Check a signature: by the key that signs, or by one that it replaced; return that key's id.
 
     Raises:
         IntegrityLost: it is by no key of ``keys``, by a revoked one, or over other bytes.
     """
-    if any(_is_by(path, content, signature) for path in (keys / PUBLIC, *_public_keys(keys / RETIRED))):
-        return
+    for path in (keys / PUBLIC, *_public_keys(keys / RETIRED)):
+        if _is_by(path, content, signature):
+            return _id_of(path)
     for path in _public_keys(keys / REVOKED):
         if _is_by(path, content, signature):
             raise IntegrityLost(f"{what}: was signed by key {path.stem}, which is revoked; make and sign it anew")
@@ -109,16 +110,18 @@ def _is_by(public: Path, content: bytes, signature: str) -> bool:
     key = serialization.load_pem_public_key(public.read_bytes())
     assert isinstance(key, Ed25519PublicKey)
     try:
-        key.verify(base64.b64decode(signature, validate=True), content)
+        decoded = base64.b64decode(signature, validate=True)
+        key.verify(decoded, content)
     except (InvalidSignature, ValueError):
         return False
-    return True
+    # Base64 has bits at its end that nothing reads.
+    return base64.b64encode(decoded).decode() == signature
 
 
 def sign_folder(folder: Path, keys: Path) -> None:
     """Sign a folder's manifest; the signature lies beside it."""
     content = (folder / NAME).read_bytes()
-    write_json(folder / SIGNATURE, {"key_id": key_id(keys), "ed25519": sign_bytes(content, keys)})
+    write_whole(folder / SIGNATURE, _signature_file(key_id(keys), sign_bytes(content, keys)))
 
 
 def verify_folder_signature(folder: Path, keys: Path) -> None:
@@ -128,16 +131,27 @@ def verify_folder_signature(folder: Path, keys: Path) -> None:
         IntegrityLost: no signature, or one that does not verify.
     """
     try:
-        signature = json.loads((folder / SIGNATURE).read_bytes())["ed25519"]
-        content = (folder / NAME).read_bytes()
+        written, content = (folder / SIGNATURE).read_bytes(), (folder / NAME).read_bytes()
+        signature = str(json.loads(written)["ed25519"])
     except (OSError, ValueError, KeyError, TypeError):
         raise IntegrityLost(f"{folder}: has no readable {SIGNATURE} or {NAME}") from None
-    verify_bytes(content, str(signature), keys, str(folder))
+    signer = verify_bytes(content, signature, keys, str(folder))
+    # The manifest lists all files but this one, so it must be what the signer wrote, to the byte.
+    if written != _signature_file(signer, signature).encode():
+        raise IntegrityLost(f"{folder}: {SIGNATURE} is not as key {signer} wrote it")
+
+
+def _signature_file(signer: str, signature: str) -> str:
+    return json.dumps({"ed25519": signature, "key_id": signer}, indent=2) + "\n"
 
 
 def key_id(keys: Path) -> str:
     """Return a short name of the public key: the first 16 hex digits of its SHA-256."""
-    return hashlib.sha256((keys / PUBLIC).read_bytes()).hexdigest()[:16]
+    return _id_of(keys / PUBLIC)
+
+
+def _id_of(public: Path) -> str:
+    return hashlib.sha256(public.read_bytes()).hexdigest()[:16]
 
 
 def _public_pem(key: Ed25519PublicKey) -> bytes:

@@ -318,6 +318,38 @@ def test_a_tampered_signature_is_refused(signed, keys, harm):
         verify_folder_signature(signed, keys)
 
 
+def test_every_bit_of_a_manifest_counts_though_no_digest_is_expected(folder):
+    write_manifest(folder)
+    path = folder / "manifest.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << (place % 8)
+        path.write_bytes(changed)
+        with pytest.raises(IntegrityLost):
+            verify(folder)
+    path.write_bytes(whole + b" ")
+    with pytest.raises(IntegrityLost, match=r"manifest\.json can't be read"):
+        verify(folder)
+
+
+def test_every_bit_of_the_signature_file_counts(signed, keys):
+    """It is the one file that the manifest does not list: its key id, spaces and base64's last bits count too."""
+    path = signed / "manifest.sig"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << (place % 8)
+        path.write_bytes(changed)
+        with pytest.raises(IntegrityLost):
+            verify_folder_signature(signed, keys)
+    path.write_bytes(whole + b"\n")
+    with pytest.raises(IntegrityLost, match=r"manifest\.sig is not as key"):
+        verify_folder_signature(signed, keys)
+    path.write_bytes(whole)
+    verify_folder_signature(signed, keys)
+
+
 def test_after_a_rotation_old_signatures_verify_and_new_ones_are_by_the_new_key(signed, keys):
     old = key_id(keys)
     new = rotate_key(keys)
