@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from tasks.spec.errors import TryAgain
-from tasks.store.files import sync_folder, write_json
+from tasks.store.files import sync_folder
 from tasks.store.manifest import write_manifest
 
 TENSORS, FACTS = "state.safetensors", "state.json"
@@ -42,11 +43,9 @@ def deposit(folder: Path, what: Deposit, fill: Callable[[BinaryIO], None], guard
     shutil.rmtree(working, ignore_errors=True)
     try:
         working.mkdir(parents=True)
-        with (working / TENSORS).open("wb") as stream:
-            fill(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        write_json(working / FACTS, what.facts)
+        # Not each file whole by itself: the folder counts when its manifest does.
+        _write(working / FACTS, lambda stream: stream.write(json.dumps(what.facts).encode()))
+        _write(working / TENSORS, fill)
         write_manifest(working)
     except OSError as error:
         free = shutil.disk_usage(folder).free
@@ -62,6 +61,13 @@ def deposit(folder: Path, what: Deposit, fill: Callable[[BinaryIO], None], guard
         sync_folder(folder)
         for old in whole(folder)[what.keep :]:
             shutil.rmtree(old)
+
+
+def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    with path.open("wb") as stream:
+        fill(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def whole(folder: Path) -> list[Path]:
