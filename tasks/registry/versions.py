@@ -21,6 +21,7 @@ from tasks.spec.value import Value, sha256_of
 from tasks.store.manifest import verify
 from tasks.store.sign import verify_folder_signature
 
+CARD_CHARACTERS, CUT = 5000, "\n… (cut: this is as long as MLflow keeps)"
 PACKAGE_TAG = "drydock.package_sha256"
 EVIDENCE_TAG = "drydock.evidence_sha256"
 # Set by us when a person decided; REQUEST_TAG is what a person may set in MLflow's own page to ask for it.
@@ -86,8 +87,15 @@ def register(
     with translated(f"a version of {workload}"):
         _ensure_model(client, workload)
         source = f"{client.get_run(run_id).info.artifact_uri}/{_artifacts(tags[PACKAGE_TAG])}"
-        created = client.create_model_version(workload, source, run_id, tags=tags, description=card)
+        created = client.create_model_version(workload, source, run_id, tags=tags, description=fitting(card))
     return _version(created)
+
+
+def fitting(card: str) -> str:
+    """Return a card as long as MLflow's column for it: SQLite takes any length, PostgreSQL refuses it. Pure."""
+    if len(card) <= CARD_CHARACTERS:
+        return card
+    return card[: CARD_CHARACTERS - len(CUT)] + CUT
 
 
 def fetch(client: Any, version: Version, packages: Path, keys: Path) -> Path:
