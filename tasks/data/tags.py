@@ -39,7 +39,8 @@ def tags(repository: Path) -> list[Tag]:
     with Git(str(repository)) as git:
         found = [_tag_of(git, ref) for ref in git.refs.keys(base=b"refs/tags/")]
         # From every tag: one that came from a remote need not be an ancestor of ours.
-        walker = git.get_walker(include=[tag.commit for tag in found]) if found else ()
+        # By ancestry: commits of one second have no order by time.
+        walker = git.get_walker(include=[tag.commit for tag in found], order="topo") if found else ()
         order = {entry.commit.id: place for place, entry in enumerate(walker)}
     return sorted(found, key=lambda tag: (-order.get(tag.commit, -1), tag.at, tag.name))
 
