@@ -30,9 +30,10 @@ def dag_name(folder: str) -> str:
 
 
 def _all() -> dict[str, Workload | str]:
-    """Every workload, or what is wrong with its file; where a task's process parses, that of its DAG alone."""
-    workloads, asked = Site().workloads, get_parsing_context().dag_id
-    names = [name for name in workload_names(workloads) if asked is None or asked.endswith(f"_{dag_name(name)}")]
+    """Every workload, or what is wrong with its file; where a task's process parses a workload's DAG, that alone."""
+    workloads, asked = Site().workloads, get_parsing_context().dag_id or ""
+    names = workload_names(workloads)
+    names = [name for name in names if asked.endswith(f"_{dag_name(name)}")] or names
     return {name: _read(workloads, name, _stamp(workloads / name / "workload.yaml")) for name in names}
 
 

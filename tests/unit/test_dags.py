@@ -295,3 +295,27 @@ def test_no_workload_at_all_is_no_error(tmp_path):
     (tmp_path / "workloads").mkdir()
     found = python(DESCRIBE, tmp_path, str(ROOT / "dags"), "[]", DRYDOCK_WORKLOADS=str(tmp_path / "workloads"))
     assert found == {"errors": {}, "dags": {}, "refused": []}
+
+
+AS_A_TASK = """
+import json, runpy, sys
+from airflow.sdk.definitions._internal.dag_parsing_context import _airflow_parsing_context_manager
+with _airflow_parsing_context_manager(dag_id=sys.argv[2], task_id="any"):
+    found = runpy.run_path(sys.argv[1])
+    print(json.dumps([workload.name for workload in found["declared"]()]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "dag_id", "names"),
+    [
+        ("retrain.py", "retrain_digits", ["digits"]),
+        ("release.py", "release_sms-spam", ["sms-spam"]),
+        ("rollback.py", "rollback", ["digits", "mnist", "sms-spam"]),
+    ],
+)
+def test_a_task_parses_the_workload_of_its_dag_alone(file: str, dag_id: str, names: list[str], tmp_path: Path) -> None:
+    environment = os.environ | {"AIRFLOW_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-c", AS_A_TASK, str(ROOT / "dags" / file), dag_id]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert json.loads(done.stdout.splitlines()[-1]) == names
