@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator
 
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from tasks.spec.errors import BadRequest, DrydockError
 
@@ -31,8 +32,8 @@ def recipe_at_fault(rank: int) -> Iterator[None]:
     """
     try:
         yield
-    except (DrydockError, torch.OutOfMemoryError, MemoryError):
-        raise
+    except (DrydockError, torch.OutOfMemoryError, MemoryError, SignalException):
+        raise  # the last: the launcher ends this rank because another one died
     except Exception as error:
         if any(word in str(error).lower() for word in LOST):
             raise
