@@ -44,15 +44,12 @@ class ImageFeature(Value):
         return (self.height * self.width,)
 
 
-class TextFeature(Value):
-    """Short texts; a byte-pair tokenizer is fitted on the training split and travels in the package."""
+class _Texts(Value):
+    """What texts have in common: one column, read as at most ``max_tokens`` pieces of a byte-pair tokenizer."""
 
-    kind: Literal["text"]
     holds: ClassVar[Holds] = "texts"
-    column: str = "text"
-    max_tokens: int = Field(default=64, ge=4, le=4096)
-    vocabulary: int = Field(default=4000, ge=256, le=200_000)
-    max_chars: int = Field(default=10_000, ge=1, description="longer texts are a bad request")
+    column: str
+    max_tokens: int = Field(ge=4, le=4096)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -63,7 +60,17 @@ class TextFeature(Value):
         return (self.max_tokens,)
 
 
-class TokensFeature(Value):
+class TextFeature(_Texts):
+    """Short texts; a byte-pair tokenizer is fitted on the training split and travels in the package."""
+
+    kind: Literal["text"]
+    column: str = "text"
+    max_tokens: int = Field(default=64, ge=4, le=4096)
+    vocabulary: int = Field(default=4000, ge=256, le=200_000)
+    max_chars: int = Field(default=10_000, ge=1, description="longer texts are a bad request")
+
+
+class TokensFeature(_Texts):
     """Words, each with a tag of its own (named entities): a row's label is as many tags, of ``label.classes`` each.
 
     Both are stored as one text with a space between two words, or two tags. A byte-pair tokenizer takes words apart;
@@ -71,19 +78,10 @@ class TokensFeature(Value):
     """
 
     kind: Literal["tokens"]
-    holds: ClassVar[Holds] = "texts"
     column: str = "tokens"
     max_tokens: int = Field(default=128, ge=4, le=4096, description="pieces of words; what is beyond is cut")
     vocabulary: int = Field(default=8000, ge=256, le=200_000)
     max_chars: int = Field(default=10_000, ge=1, description="of all words of a row; more is a bad request")
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.column,)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.max_tokens,)
 
 
 class TableFeature(Value):

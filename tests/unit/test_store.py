@@ -318,13 +318,19 @@ def test_a_tampered_signature_is_refused(signed, keys, harm):
         verify_folder_signature(signed, keys)
 
 
+def _flips(whole: bytes):
+    """The same bytes with one bit of one of them turned over, for each byte in turn."""
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << (place % 8)
+        yield changed
+
+
 def test_every_bit_of_a_manifest_counts_though_no_digest_is_expected(folder):
     write_manifest(folder)
     path = folder / "manifest.json"
     whole = path.read_bytes()
-    for place in range(len(whole)):
-        changed = bytearray(whole)
-        changed[place] ^= 1 << (place % 8)
+    for changed in _flips(whole):
         path.write_bytes(changed)
         with pytest.raises(IntegrityLost):
             verify(folder)
@@ -337,9 +343,7 @@ def test_every_bit_of_the_signature_file_counts(signed, keys):
     """It is the one file that the manifest does not list: its key id, spaces and base64's last bits count too."""
     path = signed / "manifest.sig"
     whole = path.read_bytes()
-    for place in range(len(whole)):
-        changed = bytearray(whole)
-        changed[place] ^= 1 << (place % 8)
+    for changed in _flips(whole):
         path.write_bytes(changed)
         with pytest.raises(IntegrityLost):
             verify_folder_signature(signed, keys)
