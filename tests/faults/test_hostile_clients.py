@@ -248,6 +248,7 @@ print(json.dumps({"statuses": sorted(statuses), "p99": times[int(len(times) * 0.
 ATTACK_SECONDS = 2.0
 SLOW_SOCKETS = 300
 NOISE_MS = 10.0
+TRIES = 3  # a machine's own stall does not come each time; harm does
 
 
 def good_client(port: int) -> dict[str, Any]:
@@ -319,26 +320,36 @@ def rss_mib(pid: int) -> float:
 
 
 def test_good_clients_are_not_harmed_and_memory_is_bounded(served: Served) -> None:
-    before = good_client(served.port)
+    calm = good_client(served.port)["p99"]
     began, slow = time.monotonic(), slow_sockets(served.port)
     rss = {pid: rss_mib(pid) for pid in (served.envoy, served.server)}
-    limit, report = max(2 * before["p99"], before["p99"] + NOISE_MS), {}
+    report: dict[str, list[tuple[float, float]]] = {}
     for name, (attack, expected) in {"slowloris": (None, set()), **ATTACKS}.items():
-        stop, answers = threading.Event(), []
-        thread = threading.Thread(target=lambda: answers.append(attack(served.port, stop)))  # noqa: B023
-        if attack:
-            thread.start()
-        under = good_client(served.port)
-        stop.set()
-        if attack:
-            thread.join()
-        assert (under["statuses"], answers) == ([200], [expected] if attack else []), name
-        report[name] = round(under["p99"], 2)
+        report[name] = [(calm, under_attack(served.port, attack, expected))]
+        while harmed(*report[name][-1]) and len(report[name]) < TRIES:
+            calm = good_client(served.port)["p99"]
+            report[name].append((calm, under_attack(served.port, attack, expected)))
     grown = {pid: rss_mib(pid) - was for pid, was in rss.items()}
-    print(f"\np99 ms: {before['p99']:.2f} before, limit {limit:.2f}; {report}; MiB grown {list(grown.values())}")
-    assert all(p99 <= limit for p99 in report.values()), report
+    print(f"\np99 ms, calm and under attack: {report}; MiB grown {list(grown.values())}")
+    assert not [name for name, found in report.items() if harmed(*found[-1])], report
     assert max(grown.values()) < 200
     assert cut_off(slow, began) == {408}
+
+
+def harmed(calm: float, under: float) -> bool:
+    return under > max(2 * calm, calm + NOISE_MS)
+
+
+def under_attack(port: int, attack: Callable[[int, threading.Event], set[int]] | None, expected: set[int]) -> float:
+    """The good client's p99 in ms, all of its requests answered well, while the attack gets what it must get."""
+    stop, answers = threading.Event(), []
+    thread = threading.Thread(target=lambda: answers.append(attack(port, stop)) if attack else None)
+    thread.start()
+    good = good_client(port)
+    stop.set()
+    thread.join()
+    assert (good["statuses"], answers) == ([200], [expected] if attack else [])
+    return round(good["p99"], 2)
 
 
 def cut_off(slow: list[socket.socket], began: float) -> set[int]:
