@@ -42,10 +42,6 @@ class Classifier(MiniLM):
         super().__init__(encoder)
         self.register_buffer("head_bias", torch.zeros(2))
 
-    def words(self, ids: torch.Tensor) -> torch.Tensor:
-        """[B, T] -> [B, T, D]; as a look-up, which the exporter writes as a Gather that can be quantised."""
-        return torch.nn.functional.embedding(ids, self.embeddings_word_embeddings_weight)
-
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return torch.softmax(self.embed(ids) @ self.head_weight + self.head_bias, dim=1)
 

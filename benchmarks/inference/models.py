@@ -156,17 +156,16 @@ class MiniLM(torch.nn.Module):
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """[B, T] -> [B, D], the mean over the tokens that are not padding, of length 1."""
         mask = (ids != 0).float()
-        hidden = self.words(ids)
-        hidden = hidden + self.embeddings_position_embeddings_weight[: ids.shape[1]]
+        # Look-ups, which are exported as what can be quantised.
+        look_up, places = torch.nn.functional.embedding, torch.arange(ids.shape[1])
+        hidden = look_up(ids, self.embeddings_word_embeddings_weight)
+        hidden = hidden + look_up(places, self.embeddings_position_embeddings_weight)
         hidden = self.normed(hidden + self.embeddings_token_type_embeddings_weight[0], "embeddings")
         bias = (1 - mask)[:, None, None, :] * -1e4
         for layer in range(self.num_layers):
             hidden = self.layer(f"encoder_layer_{layer}", hidden, bias)
         mean = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
         return torch.nn.functional.normalize(mean, dim=1)
-
-    def words(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.embeddings_word_embeddings_weight[ids]
 
     def layer(self, name: str, hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         attended = self.dense(self.attention(f"{name}_attention_self", hidden, bias), f"{name}_attention_output_dense")

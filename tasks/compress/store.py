@@ -77,7 +77,7 @@ def _write(variant: Variant, source: Path, target: Path, samples: Samples) -> st
 
 
 def quantise(source: Path, target: Path) -> str:
-    """Dynamic int8: weights stored as int8, activations quantised at run time."""
+    """Dynamic int8: weights stored as int8 with a scale for each output, activations quantised at run time."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(
@@ -85,7 +85,7 @@ def quantise(source: Path, target: Path) -> str:
         str(target),
         op_types_to_quantize=list(DYNAMIC_OPERATORS),
         weight_type=QuantType.QInt8,
-        per_channel=False,
+        per_channel=True,
     )
     return ""
 

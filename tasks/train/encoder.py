@@ -70,10 +70,11 @@ class Encoder(nn.Module):
         self.apply(_draw)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        there = tokens != 0  # [B, T]
+        places = torch.arange(tokens.shape[1], device=tokens.device)
         # An empty text has no token: its first padding stands in, so that there is a mean.
-        there = there | (torch.arange(tokens.shape[1], device=tokens.device) == 0)
-        x = self.words(tokens) + self.positions.weight[: tokens.shape[1]] + self.kinds.weight[0]
+        there = (tokens != 0) | (places == 0)  # [B, T]
+        # A look-up of places is stored as int8 like that of words; a slice of the table would stay float.
+        x = self.words(tokens) + self.positions(places) + self.kinds.weight[0]
         x = self.dropout(self.norm(x))
         mask = there[:, None, None, :]
         for layer in self.layers:
