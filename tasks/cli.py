@@ -69,7 +69,12 @@ def test(arguments: tuple[str, ...]) -> NoReturn:
 
 @cli.command()
 @click.argument("name")
-@click.option("--feature", type=click.Choice(["table", "image", "text"]), default="table", help="what the model reads")
+@click.option(
+    "--feature",
+    type=click.Choice(["table", "image", "text", "tokens"]),
+    default="table",
+    help="what the model reads; tokens: words, to be tagged each",
+)
 @click.option("--own-model", is_flag=True, help="bring your own network in model.py")
 def new(name: str, feature: str, own_model: bool) -> None:
     """Make the folder of a new workload from a template."""

@@ -16,12 +16,15 @@ FEATURES = {
     "table": "{kind: table, columns: [width, height, weight]}",
     "image": "{kind: image, column: pixels, height: 28, width: 28}",
     "text": "{kind: text, column: text, max_tokens: 64, vocabulary: 4000}",
+    "tokens": "{kind: tokens, column: tokens, max_tokens: 128, vocabulary: 8000}",
 }
 RECIPES = {
     "table": "{kind: mlp, hidden: [64, 32]}",
     "image": "{kind: mlp, hidden: [256, 128]}",
     "text": "{kind: text-cnn}",
+    "tokens": "{kind: transformer}",
 }
+TAGS = "{column: label, classes: [O, B-person, I-person, B-location, I-location]}"   # for each word one
 OWN = '{kind: "model.py", options: {hidden: 64}}'
 TEMPLATE = """\
 # What to build. Every other section has defaults: `./drydock validate {name}` prints the effective file.
@@ -31,7 +34,7 @@ description: Say in one line what the model is for.
 data:
   source: {{kind: files, path: data.csv}}   # or TSV, JSON lines, Parquet, NPZ; globs too
   feature: {feature}
-  label: {{column: label, classes: ["no", "yes"]}}
+  label: {label}
   clean:
     - {{rule: drop_missing, column: label}}
     - {{rule: allowed_labels}}
@@ -43,8 +46,8 @@ train:
 
 gate:
   rules:
-    - {{metric: accuracy, min: 0.8, min_samples: 50}}
-    - {{metric: accuracy, against: champion, max_drop: 0.01}}
+    - {{metric: {metric}, min: {least}, min_samples: 50}}
+    - {{metric: {metric}, against: champion, max_drop: 0.01}}
 
 review: {{required: true}}
 """
@@ -65,6 +68,32 @@ def build(feature, num_classes: int, hidden: int = 64) -> nn.Module:
         return nn.Sequential(nn.EmbeddingBag(feature.vocabulary, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
     return nn.Sequential(nn.Linear(math.prod(feature.shape), hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
 '''
+MODEL_OF_TAGS = '''\
+"""The workload's own network: `build` is all that Drydock asks for."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Tagger(nn.Module):
+    """int64 [B, T] pieces of words -> logits [B, K, T]."""
+
+    def __init__(self, vocabulary: int, num_classes: int, hidden: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, hidden, padding_idx=0)
+        self.convolution = nn.Conv1d(hidden, hidden, 5, padding=2)
+        self.head = nn.Conv1d(hidden, num_classes, 1)
+
+    def forward(self, pieces: Tensor) -> Tensor:
+        x = self.embedding(pieces).transpose(1, 2)
+        return self.head(self.convolution(x).relu())
+
+
+def build(feature, num_classes: int, hidden: int = 64) -> nn.Module:
+    """Return the module: a word is asked at its first piece."""
+    return Tagger(feature.vocabulary, num_classes, hidden)
+'''
 
 
 def new_workload(site: Site, name: str, feature: str, own_model: bool) -> Path:
@@ -81,10 +110,15 @@ def new_workload(site: Site, name: str, feature: str, own_model: bool) -> Path:
     recipe = OWN if own_model else RECIPES[feature]
     working = folder.with_name(f".{name}.new")
     shutil.rmtree(working, ignore_errors=True)
-    text = TEMPLATE.format(name=name, feature=FEATURES[feature], recipe=recipe)
+    tagged = feature == "tokens"
+    label = TAGS if tagged else '{column: label, classes: ["no", "yes"]}'
+    metric, least = ("entity_f1", 0.4) if tagged else ("accuracy", 0.8)
+    facts = {"feature": FEATURES[feature], "label": label, "recipe": recipe, "metric": metric, "least": least}
+    text = TEMPLATE.format(name=name, **facts)
     write_whole(working / "workload.yaml", text)
     if own_model:
-        write_whole(working / "model.py", MODEL.replace("import torch\nfrom torch", "from torch"))
+        model = MODEL_OF_TAGS if feature == "tokens" else MODEL
+        write_whole(working / "model.py", model.replace("import torch\nfrom torch", "from torch"))
     working.rename(folder)
     load_workload(site.workloads, name)
     return folder / "workload.yaml"

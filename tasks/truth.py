@@ -17,7 +17,7 @@ from tasks.store.files import exclusive
 
 COLUMNS = ("passport", "row", "label", "truth")
 # Of the gate's rules those count that late labels can answer.
-ANSWERED = ("accuracy", "macro_f1", "recall", "f1")
+ANSWERED = ("accuracy", "macro_f1", "precision", "recall", "f1", "entity_f1", "entity_precision", "entity_recall")
 
 
 class Told(Value):
@@ -41,7 +41,8 @@ def label_predictions(site: Site, workload: str, path: Path, who: str) -> Told:
         BadRequest: the file can't be read, lacks a column, or names a class that the workload does not have.
     """
     declared = load_workload(site.workloads, workload)
-    labels = _read(path, declared.data.label.names)
+    is_tagged = declared.data.feature.kind == "tokens"
+    labels = _read(path, declared.data.label.names, is_tagged)
     served = _served(site.home / "predictions" / workload)
     joined = {key: (served[key], truth) for key, truth in labels.items() if key in served}
     with exclusive(site.home / "locks" / f"truth-{workload}.lock"):
@@ -49,7 +50,8 @@ def label_predictions(site: Site, workload: str, path: Path, who: str) -> Told:
     champion = site.ledger.champion(workload)
     digest = champion.digest_sha256 if champion else ""
     rows = [pair for (passport, _), pair in known.items() if passport.partition(".")[0] == digest]
-    measured = measure_served(rows, declared.data.label.names)
+    measure = measure_tagged if is_tagged else measure_served
+    measured = measure(rows, declared.data.label.names)
     rules = [rule for rule in declared.gate.rules if rule.metric in ANSWERED and rule.against is None]
     verdict = judge(rules, Evidence(subject=measured)) if measured and rules else None
     told = Told(
@@ -79,6 +81,21 @@ def measure_served(rows: list[tuple[str, str]], classes: tuple[str, ...]) -> tup
     return tuple(m for m in found if m.metric in ANSWERED)
 
 
+def measure_tagged(rows: list[tuple[str, str]], classes: tuple[str, ...]) -> tuple[Measurement, ...]:
+    """Measure (predicted, true) pairs of tags with a space between two, as many in both: tags and entities."""
+    import numpy as np
+
+    from tasks.evaluate.tagged import TagAnswers
+
+    split = [[side.split() for side in pair] for pair in rows]
+    split = [pair for pair in split if len(pair[0]) == len(pair[1]) and {*pair[0], *pair[1]} <= {*classes}]
+    if not split:
+        return ()
+    said, true = ([np.array([classes.index(tag) for tag in pair[side]]) for pair in split] for side in (0, 1))
+    found = TagAnswers(true, np.eye(len(classes))[np.concatenate(said)], classes).measure()
+    return tuple(m for m in found if m.metric in ANSWERED)
+
+
 def _record(site: Site, told: Told, who: str) -> None:
     accuracy = next((m for m in told.measured if m.metric == "accuracy"), None)
     if accuracy is None:
@@ -91,7 +108,7 @@ def _record(site: Site, told: Told, who: str) -> None:
     site.ledger.record_event(told.workload, "late labels", who, text, detail)
 
 
-def _read(path: Path, classes: tuple[str, ...]) -> dict[tuple[str, int], str]:
+def _read(path: Path, classes: tuple[str, ...], is_tagged: bool) -> dict[tuple[str, int], str]:
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet as pq
@@ -109,8 +126,9 @@ def _read(path: Path, classes: tuple[str, ...]) -> dict[tuple[str, int], str]:
     found = {}
     told = zip(table.column("passport").to_pylist(), numbers, table.column("label").to_pylist(), strict=True)
     for passport, row, label in told:
-        if str(label) not in classes:
-            raise BadRequest(f"{path}: label {label!r} is no class, must be one of {', '.join(classes)}")
+        names = str(label).split() if is_tagged else [str(label)]
+        if wrong := [name for name in names if name not in classes] or ([""] if not names else []):
+            raise BadRequest(f"{path}: label {wrong[0]!r} is no class, must be one of {', '.join(classes)}")
         found[str(passport), int(row or 0)] = str(label)
     return found
 

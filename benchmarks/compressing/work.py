@@ -22,7 +22,8 @@ from tasks.compress.compress import compress
 from tasks.compress.store import quantise, seconds_a_row
 from tasks.evaluate.metrics import confusion, macro_f1
 from tasks.evaluate.paired import paired_interval
-from tasks.serve.package import open_package, start_session
+from tasks.serve.package import open_package
+from tasks.serve.session import start_session
 from tasks.site import Site
 from tasks.spec.feature import TextFeature, encode
 from tasks.spec.requests import CompressRequest, TrainRequest

@@ -17,7 +17,7 @@ from tasks.store.files import sha256_file, write_json
 
 NAME = "bom.json"
 MADE_WITH = ("drydock", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers")
-INPUTS = {"image": "image", "text": "text", "table": "numeric"}
+INPUTS = {"image": "image", "text": "text", "tokens": "text", "table": "numeric"}
 
 
 def write_bom(request: CompressRequest, package: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from tasks.compress.bom import write_bom
 from tasks.compress.network import Learn, Source, answers_of, export, smaller
 from tasks.compress.store import Samples, store
-from tasks.serve.package import Golden, Signature, open_package, write_package
+from tasks.serve.package import Golden, Signature, open_package, sides_of, write_package
 from tasks.spec.errors import DrydockError
 from tasks.spec.feature import encode
 from tasks.spec.requests import CompressRequest, CompressResult
@@ -47,7 +47,7 @@ def compress(request: CompressRequest, room: Path, learn: Learn) -> CompressResu
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir()
     source = smaller(teacher, data, room, learn)
-    if request.feature.kind == "text":
+    if request.feature.holds == "texts":
         shutil.copyfile(source.folder / "tokenizer.json", package / "tokenizer.json")
     fp32 = room / "fp32.onnx"
     export(source.network, request, fp32)
@@ -97,6 +97,7 @@ def _finish(request: CompressRequest, package: Path, source: Source, rows: Any, 
 
 
 def signature_of(request: CompressRequest) -> Signature:
+    asked, answered = sides_of(request.feature, len(request.label.names))
     return Signature.parse(
         {
             "format": 1,
@@ -104,12 +105,8 @@ def signature_of(request: CompressRequest) -> Signature:
             "variant": request.variant.label,
             "feature": request.feature.model_dump(mode="json"),
             "classes": list(request.label.names),
-            "graph_input": {
-                "name": "input",
-                "dtype": "int64" if request.feature.kind == "text" else "float32",
-                "shape": [-1, *request.feature.shape],
-            },
-            "graph_output": {"name": "probabilities", "dtype": "float32", "shape": [-1, len(request.label.names)]},
+            "graph_input": asked.model_dump(mode="json"),
+            "graph_output": answered.model_dump(mode="json"),
         },
         "signature.json",
     )
@@ -122,4 +119,6 @@ def _agreement(package: Path, teacher: Source, rows: Any) -> float:
 
 def _client_rows(rows: Any) -> list[Any]:
     """Rows as a client's JSON holds them; a missing number has no JSON form and becomes 0."""
-    return rows if isinstance(rows, list) else np.nan_to_num(rows).tolist()
+    if isinstance(rows, list):
+        return [row if isinstance(row, str) else " ".join(row) for row in rows]
+    return np.nan_to_num(rows).tolist()

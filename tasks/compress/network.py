@@ -13,6 +13,7 @@ from tasks.spec.compress import Distilled, Pruned, Sparse
 from tasks.spec.errors import BadRequest, DrydockError
 from tasks.spec.feature import encode
 from tasks.spec.requests import CompressRequest, TrainRequest
+from tasks.spec.tokens import ask_words, words_of
 from tasks.spec.train import Recipe
 from tasks.train.prepare import load_stats
 
@@ -33,7 +34,7 @@ class Source:
 
     @cached_property
     def body(self) -> Any:
-        """encoded input -> logits [B, K], in evaluation mode."""
+        """encoded input -> logits [B, K], of tagged words [B, K, T], in evaluation mode."""
         from safetensors.torch import load_file
 
         from tasks.train.recipes import build
@@ -45,14 +46,14 @@ class Source:
 
     @cached_property
     def network(self) -> Any:
-        """encoded input -> probabilities [B, K]: the body with softmax behind it."""
+        """encoded input -> probabilities, as the body's logits: with softmax behind it."""
         import torch
 
         return torch.nn.Sequential(self.body, torch.nn.Softmax(dim=1)).eval()
 
     @cached_property
     def tokenizer(self) -> Any:
-        if self.request.feature.kind != "text":
+        if self.request.feature.holds != "texts":
             return None
         from tokenizers import Tokenizer
 
@@ -93,7 +94,7 @@ def smaller(teacher: Source, data: Path, room: Path, learn: Learn) -> Source:
 
 
 def answers_of(source: Source, rows: Any) -> np.ndarray:
-    """Ask the network rows in client form; return probabilities [B, K].
+    """Ask the network rows in client form; return probabilities [B, K], of tagged words [W, K].
 
     Raises:
         DrydockError: it answers what is no number.
@@ -101,23 +102,30 @@ def answers_of(source: Source, rows: Any) -> np.ndarray:
     import numpy as np
     import torch
 
-    x = torch.from_numpy(encode(source.request.feature, rows, source.tokenizer))
-    with torch.no_grad():
-        answers = torch.cat([source.network(part) for part in x.split(BATCH_ROWS)]).numpy()
+    def run(x: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return torch.cat([source.network(part) for part in torch.from_numpy(x).split(BATCH_ROWS)]).numpy()
+
+    feature = source.request.feature
+    if feature.kind == "tokens":
+        answers = ask_words(feature, words_of(feature, rows), source.tokenizer, run)
+    else:
+        answers = run(encode(feature, rows, source.tokenizer))
     if not np.isfinite(answers).all():
         raise DrydockError(f"{source.request.workload}: the trained network answers what is no number")
     return answers
 
 
 def export(network: Any, request: CompressRequest, path: Path) -> None:
-    """Export to one ONNX file: input [B, N] -> probabilities [B, K], B dynamic; of an encoder, the tokens too.
+    """Export to one ONNX file: input [B, N] -> probabilities [B, K] (tagged words: [B, K, T]), B dynamic; of an
+    encoder, the tokens too.
 
     Raises:
         BadRequest: the network can't be traced, or uses an operator that ONNX lacks.
     """
     import torch
 
-    dtype = torch.int64 if request.feature.kind == "text" else torch.float32
+    dtype = torch.int64 if request.feature.holds == "texts" else torch.float32
     example = torch.zeros((2, *request.feature.shape), dtype=dtype)
     dynamic = {0: torch.export.Dim("batch")}
     if getattr(network[0], "any_width", False):

@@ -21,6 +21,7 @@ from tasks.compress.network import Source
 from tasks.spec.compress import Pruned, Sparse
 from tasks.spec.errors import BadRequest
 from tasks.spec.feature import encode
+from tasks.spec.tokens import encode_tags
 from tasks.train.prepare import read_split
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -163,4 +164,6 @@ def _tensors(source: Source, data: Path, split: str) -> tuple[Tensor, Tensor]:
     request = source.request
     rows, y = read_split(data, request.feature, request.label, split)
     x: Any = encode(request.feature, rows, source.tokenizer)
+    if request.feature.kind == "tokens":
+        y = encode_tags(request.feature, rows, y, source.tokenizer)
     return torch.from_numpy(x), torch.from_numpy(y)

@@ -1,11 +1,11 @@
 """Ask the model beside this file. Needs onnxruntime and numpy (texts: tokenizers too), and nothing of Drydock.
 
-    python run.py 'free prize now'                 one text
+    python run.py 'free prize now'                 one text, or words to be tagged
     python run.py '[[0, 3.5, 16, …]]'              rows of numbers as JSON
     echo '["a", "b"]' | python run.py              either, from standard input
 
-Prints one JSON line a row: {"label", "probability"}. Every file is held against SHA256SUMS first; it exits 40 where
-one differs, and 30 where the input is wrong.
+Prints one JSON line a row: {"label", "probability"}; of words a tag for each, and what the least sure one has. Every
+file is held against SHA256SUMS first; it exits 40 where one differs, and 30 where the input is wrong.
 """
 
 import hashlib
@@ -20,14 +20,16 @@ HERE = Path(__file__).resolve().parent
 def main(argument):
     verify()
     signature = json.loads((HERE / "signature.json").read_text())
-    x = encode(signature["feature"], parse(argument))
+    x, places = encode(signature["feature"], parse(argument))
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would tell its maker about each use
     import onnxruntime
 
     session = onnxruntime.InferenceSession((HERE / "model.onnx").read_bytes(), providers=["CPUExecutionProvider"])
-    for row in session.run(["probabilities"], {"input": x})[0]:
-        best = int(row.argmax())
-        print(json.dumps({"label": signature["classes"][best], "probability": round(float(row[best]), 6)}))  # noqa: T201
+    for number, answer in enumerate(session.run(["probabilities"], {"input": x})[0]):
+        words = answer[:, places[number]].T if places else answer[None]
+        label = " ".join(signature["classes"][int(word.argmax())] for word in words)
+        probability = round(float(words.max(axis=1).min()), 6)
+        print(json.dumps({"label": label, "probability": probability}))  # noqa: T201
 
 
 def verify():
@@ -46,17 +48,21 @@ def parse(argument):
 
 
 def encode(feature, rows):
+    """Return the graph's input, and where it answers each word of each row, if words are asked."""
     import numpy
 
-    if feature["kind"] == "text":
+    if feature["kind"] in ("text", "tokens"):
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
-        x = numpy.zeros((len(rows), feature["max_tokens"]), dtype=numpy.int64)
-        for number, encoding in enumerate(tokenizer.encode_batch([str(row) for row in rows])):
-            ids = encoding.ids[: feature["max_tokens"]]
+        tagged, width = feature["kind"] == "tokens", feature["max_tokens"]
+        asked = [str(row).split() if tagged else str(row) for row in rows]
+        x = numpy.zeros((len(rows), width), dtype=numpy.int64)
+        found = tokenizer.encode_batch(asked, is_pretokenized=tagged)
+        for number, encoding in enumerate(found):
+            ids = encoding.ids[:width]
             x[number, : len(ids)] = ids
-        return x
+        return x, [first_pieces(*pair, width) for pair in zip(asked, found)] if tagged else None  # noqa: B905
     try:
         x = numpy.array(rows, dtype=numpy.float32).reshape(len(rows), -1)
     except (TypeError, ValueError):
@@ -64,7 +70,14 @@ def encode(feature, rows):
     width = feature["height"] * feature["width"] if feature["kind"] == "image" else len(feature["columns"])
     if not len(x) or x.shape[1] != width:
         fail(30, f"found rows of {x.shape[1] if len(x) else 0} values, must be {width}")
-    return x
+    return x, None
+
+
+def first_pieces(words, encoding, width):
+    pieces = encoding.word_ids[:width]
+    if not words or set(range(len(words))) - set(pieces):
+        fail(30, f"the input must be words of at most {width} pieces in all, each with a letter or sign of its own")
+    return [pieces.index(word) for word in range(len(words))]
 
 
 def fail(code, message):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tasks.serve.package import start_session
+from tasks.serve.session import start_session
 from tasks.spec.compress import Int4, StaticInt8, Stored, Variant
 from tasks.spec.errors import BadRequest
 

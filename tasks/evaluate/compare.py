@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.evaluate.paired import against, agreement
+from tasks.evaluate.pareto import quality_of
 from tasks.evaluate.report import number
 from tasks.gate.judge import SEVERITY, judge
 from tasks.spec.requests import Candidate, Judged, JudgeRequest, JudgeResult
@@ -16,7 +17,7 @@ from tasks.store.files import write_json
 from tasks.store.room import open_room
 
 Measured = tuple[Measurement, ...]
-# What each objective looks at: less is better, but of quality.
+# What each objective looks at: less is better, but of quality, which is entity F1 where words are tagged.
 OBJECTIVES = {"quality": "accuracy", "latency": "p50_ms", "size": "model_bytes", "energy": "joules_per_1000"}
 
 
@@ -61,7 +62,12 @@ def load_measurements(evaluation: RoomRef) -> Measured:
 
 
 def _cost(objective: str, measured: Measured) -> float:
-    return (-1 if objective == "quality" else 1) * _value(measured, OBJECTIVES[objective])
+    return (-1 if objective == "quality" else 1) * _value(measured, _metric(objective, measured))
+
+
+def _metric(objective: str, measured: Measured) -> str:
+    metric = OBJECTIVES[objective]
+    return quality_of({m.metric for m in measured}) if metric == "accuracy" else metric
 
 
 def _why(
@@ -71,7 +77,8 @@ def _why(
     verdicts: dict[str, Verdict],
     measured: dict[str, Measured],
 ) -> str:
-    verdict, metric = verdicts[candidate.package_sha256], OBJECTIVES[objective]
+    verdict = verdicts[candidate.package_sha256]
+    metric = _metric(objective, measured[candidate.package_sha256])
     if verdict.verdict != "pass" or chosen is None:
         return verdict.summary
     mine, taken = (_value(measured[c.package_sha256], metric) for c in (candidate, chosen))

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from tasks.evaluate.answers import Answers, answers_of
 from tasks.evaluate.energy import joules_per_1000
 from tasks.evaluate.footprint import open_measured
-from tasks.evaluate.metrics import measure
 from tasks.evaluate.robust import measure_robustness
 from tasks.evaluate.slices import measure_slices
 from tasks.serve.package import Package
@@ -38,34 +38,29 @@ def evaluate(request: EvaluateRequest, room: Path) -> EvaluateResult:
     package, opened = open_measured(Path(request.package_uri), request.package_sha256)
     data = open_room(request.dataset) / "data.parquet"
     rows, true = read_split(data, package.signature.feature, request.label, "holdout")
-    if not len(true):
+    if not len(rows):
         raise BadRequest(f"{request.workload}: the holdout has no rows; raise data.split.holdout or bring more data")
-    parts = [package.predict(rows[start : start + BATCH_ROWS]) for start in range(0, len(true), BATCH_ROWS)]
+    parts = [package.predict(rows[start : start + BATCH_ROWS]) for start in range(0, len(rows), BATCH_ROWS)]
     # A package made under another order of the same classes is measured in the order of the file.
     order = [package.signature.classes.index(name) for name in request.label.names]
-    probabilities = np.concatenate(parts)[:, order]
-    measured = (*_measure(package, request, rows, true, probabilities), *opened)
+    answers = answers_of(package.signature.feature, true, np.concatenate(parts)[:, order], request.label.names)
+    measured = (*_measure(package, request, rows, answers), *opened)
     write_json(room / "measurements.json", [m.model_dump(mode="json") for m in measured])
-    _write_predictions(room / "predictions.parquet", data, true, probabilities, request.label.names)
-    _write_report(room, request, package, measured, true, probabilities)
+    _write_predictions(room / "predictions.parquet", data, answers)
+    _write_report(room, request, package, measured, answers)
     return _result(request, measured)
 
 
-def _measure(
-    package: Package, request: EvaluateRequest, rows: Any, true: Any, probabilities: Any
-) -> tuple[Measurement, ...]:
+def _measure(package: Package, request: EvaluateRequest, rows: Any, answers: Answers) -> tuple[Measurement, ...]:
     data = Path(request.dataset.uri) / "data.parquet"
-    num_classes = len(request.label.names)
-    # Here the package is asked itself, so the classes are in its own order.
-    order = np.array([package.signature.classes.index(name) for name in request.label.names])
-    robust = measure_robustness(package, rows, order[true]) if request.evaluate.robustness else ()
+    robust = measure_robustness(package, rows, answers) if request.evaluate.robustness else ()
     return (
-        *measure(true, probabilities, request.label.names),
-        *measure_slices(request.evaluate, data, true, probabilities.argmax(axis=1), num_classes),
+        *answers.measure(),
+        *measure_slices(request.evaluate, data, answers),
         *robust,
         *latency(package, rows),
         throughput(package, rows),
-        joules_per_1000(lambda call: len(package.predict(rows[:1])), ENERGY_CALLS),
+        joules_per_1000(lambda call: len(package.predict(rows[:1])) and 1, ENERGY_CALLS),
         Measurement(metric="model_bytes", value=(package.folder / "model.onnx").stat().st_size, samples=1),
     )
 
@@ -96,28 +91,21 @@ def latency(package: Package, rows: Any) -> tuple[Measurement, ...]:
     )
 
 
-def _write_predictions(path: Path, data: Path, true: Any, probabilities: Any, classes: tuple[str, ...]) -> None:
+def _write_predictions(path: Path, data: Path, answers: Answers) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     ids = pq.read_table(data, columns=["row_id"], filters=[("split", "==", "holdout")]).column("row_id")
-    table = pa.table(
-        {
-            "row_id": ids,
-            "label": [classes[k] for k in true],
-            "prediction": [classes[k] for k in probabilities.argmax(axis=1)],
-            "probabilities": list(probabilities),
-        }
-    )
-    pq.write_table(table, path)
+    pq.write_table(pa.table({"row_id": ids, **answers.columns()}), path)
 
 
 def _write_report(
-    room: Path, request: EvaluateRequest, package: Package, measured: tuple[Measurement, ...], true: Any, p: Any
+    room: Path, request: EvaluateRequest, package: Package, measured: tuple[Measurement, ...], answers: Answers
 ) -> None:
     from tasks.evaluate.metrics import calibration, confusion
     from tasks.evaluate.report import write_report
 
+    true, p = answers.flat
     matrix = confusion(true, p.argmax(axis=1), len(request.label.names))
     write_report(room, request, package.signature.variant, measured, matrix, calibration(true, p))
 
@@ -128,6 +116,7 @@ def _result(request: EvaluateRequest, measured: tuple[Measurement, ...]) -> Eval
         package_sha256=request.package_sha256,
         accuracy=value["accuracy"],
         macro_f1=value["macro_f1"],
+        entity_f1=value.get("entity_f1"),
         p50_ms=value["p50_ms"],
         p99_ms=value["p99_ms"],
         model_bytes=int(value["model_bytes"]),

@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
+from tasks.evaluate.tagged import interval
+from tasks.spec.entities import f1, kinds_of, matched
 from tasks.spec.rules import Measurement
 from tasks.spec.value import RoomRef
 from tasks.store.room import open_room
@@ -18,22 +21,49 @@ Z95 = 1.959963984540054
 
 def against(candidate: RoomRef, champion: RoomRef) -> tuple[Measurement, ...]:
     """Return ``accuracy_gain`` (candidate minus champion, with its interval), ``mcnemar_p`` (that they err alike)
-    and ``champion_agreement``, on the rows that both were asked."""
+    and ``champion_agreement``, on the rows that both were asked. Of tagged words ``entity_f1_gain`` and the
+    agreement."""
     mine, theirs, right = _paired(candidate, champion)
-    gained, lost = int(((mine == right) & (theirs != right)).sum()), int(((mine != right) & (theirs == right)).sum())
-    n = len(right)
+    if right and isinstance(right[0], list):
+        return (_entity_f1_gain(mine, theirs, right), _agreement("champion_agreement", mine, theirs))
+    pairs = [(one == true, other == true) for one, other, true in zip(mine, theirs, right, strict=True)]
+    gained, lost, n = pairs.count((True, False)), pairs.count((False, True)), len(right)
     low, high = paired_interval(gained, lost, n)
     return (
         Measurement(metric="accuracy_gain", value=(gained - lost) / n, samples=n, low=low, high=high),
         Measurement(metric="mcnemar_p", value=mcnemar(gained, lost), samples=gained + lost),
-        Measurement(metric="champion_agreement", value=float((mine == theirs).mean()), samples=n),
+        _agreement("champion_agreement", mine, theirs),
     )
 
 
 def agreement(candidate: RoomRef, reference: RoomRef) -> Measurement:
-    """Return the share of rows on which a candidate answers as the uncompressed model does."""
-    mine, theirs, right = _paired(candidate, reference)
-    return Measurement(metric="agreement", value=float((mine == theirs).mean()), samples=len(right))
+    """Return the share of rows, or of words, on which a candidate answers as the uncompressed model does."""
+    mine, theirs, _ = _paired(candidate, reference)
+    return _agreement("agreement", mine, theirs)
+
+
+def _agreement(metric: str, mine: list[Any], theirs: list[Any]) -> Measurement:
+    pairs = list(zip(mine, theirs, strict=True))
+    if mine and isinstance(mine[0], list):
+        pairs = [words for row in pairs for words in zip(*row, strict=True)]
+    return Measurement(metric=metric, value=sum(one == other for one, other in pairs) / len(pairs), samples=len(mine))
+
+
+def _entity_f1_gain(mine: list[Any], theirs: list[Any], right: list[Any]) -> Measurement:
+    """Candidate minus champion, with the interval of drawing rows, both answers of a row together."""
+    kinds = kinds_of(sorted({tag for row in (*mine, *theirs, *right) for tag in row}))
+    counts = [
+        [np.array(matched(true, said, kinds), np.int64).reshape(-1, 3).sum(axis=0) for said in both]
+        for true, *both in zip(right, mine, theirs, strict=True)
+    ]
+    flat = np.array(counts).reshape(len(right), 6)
+    value = _gain(flat.sum(axis=0))
+    low, high = interval(_gain, flat, value)
+    return Measurement(metric="entity_f1_gain", value=value, samples=len(right), low=low, high=high)
+
+
+def _gain(sums: np.ndarray) -> float:
+    return f1(*sums[:3]) - f1(*sums[3:])
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -55,18 +85,17 @@ def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
     return max(-1.0, centre - half), min(1.0, centre + half)
 
 
-def _paired(one: RoomRef, other: RoomRef) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both models' answers and the labels, by row."""
+def _paired(one: RoomRef, other: RoomRef) -> tuple[list[Any], list[Any], list[Any]]:
+    """Both models' answers and the labels, by row: names, or lists of tags."""
     import pyarrow.parquet as pq
 
     tables = [_by_row(pq.read_table(open_room(ref) / "predictions.parquet")) for ref in (one, other)]
     shared = sorted(tables[0].keys() & tables[1].keys())
     first, second = ([table[row] for row in shared] for table in tables)
-    return (np.array([item[0] for item in first]), np.array([item[0] for item in second]),
-            np.array([item[1] for item in first]))  # fmt: skip
+    return [item[0] for item in first], [item[0] for item in second], [item[1] for item in first]
 
 
-def _by_row(table: object) -> dict[object, tuple[str, str]]:
+def _by_row(table: object) -> dict[object, tuple[Any, Any]]:
     columns = (table.column(name).to_pylist() for name in ("row_id", "prediction", "label"))  # type: ignore[attr-defined]
     return {row: (prediction, label) for row, prediction, label in zip(*columns, strict=True)}
 

@@ -1,8 +1,8 @@
-"""Which candidates no other beats. Pure."""
+"""Which candidates no other beats, and by which metric. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 Point = tuple[str, float, float]  # name, cost (less is better), quality (more is better)
 
@@ -15,3 +15,8 @@ def front(points: Sequence[Point]) -> set[str]:
         if not any(c <= cost and q >= quality and (c, q) != (cost, quality) for _, c, q in points)
     }
 
+
+
+def quality_of(metrics: Collection[str]) -> str:
+    """Return which of the measured metrics says how good a model is."""
+    return "entity_f1" if "entity_f1" in metrics else "accuracy"

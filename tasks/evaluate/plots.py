@@ -6,7 +6,7 @@ import base64
 import io
 from typing import Any
 
-from tasks.evaluate.pareto import front
+from tasks.evaluate.pareto import front, quality_of
 from tasks.spec.rules import Measurement
 
 MOST_SLICES = 60
@@ -25,15 +25,15 @@ def embedded(figure: Any) -> str:
 
 
 def draw_pareto(rows: list[tuple[str, dict[str, float]]]) -> Any:
-    """Draw accuracy over model size and over latency, one point for each candidate; up and left is better. Those
-    that no other beats in both are joined."""
-    figure = _figure(10.4, 4.0)
+    """Draw accuracy, or entity F1, over model size and over latency, one point for each candidate; up and left is
+    better. Those that no other beats in both are joined."""
+    figure, scored = _figure(10.4, 4.0), quality_of(rows[0][1])
     sides = figure.subplots(1, 2, sharey=True)
     for axes, metric, scale, label in (
         (sides[0], "model_bytes", 1 / 1024, "model size (KiB)"),
         (sides[1], "p50_ms", 1.0, "median latency of one row (ms)"),
     ):
-        points = [(name, scale * values[metric], values["accuracy"]) for name, values in rows]
+        points = [(name, scale * values[metric], values[scored]) for name, values in rows]
         best = sorted((cost, quality) for name, cost, quality in points if name in front(points))
         axes.plot(*zip(*best, strict=True), color="#8aa0b4", linewidth=1, zorder=1)
         for name, cost, quality in points:
@@ -43,7 +43,7 @@ def draw_pareto(rows: list[tuple[str, dict[str, float]]]) -> Any:
         axes.margins(y=0.3)
         axes.set(xlabel=label)
         axes.grid(alpha=0.3)
-    sides[0].set(ylabel="accuracy on the holdout")
+    sides[0].set(ylabel=f"{scored.replace('_f1', ' F1')} on the holdout")
     return figure
 
 

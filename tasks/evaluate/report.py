@@ -21,8 +21,8 @@ from tasks.store.files import write_whole
 
 FOLDER = Path(__file__).parent
 COLUMNS = (
-    "accuracy", "macro_f1", "auroc", "calibration_error", "p50_ms", "p99_ms", "rows_per_second", "model_bytes",
-    "memory_bytes", "joules_per_1000",
+    "accuracy", "macro_f1", "entity_f1", "auroc", "calibration_error", "p50_ms", "p99_ms", "rows_per_second",
+    "model_bytes", "memory_bytes", "joules_per_1000",
 )  # fmt: skip
 BY_SLICE = {"accuracy", "recall"}
 

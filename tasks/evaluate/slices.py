@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.evaluate.metrics import confusion, difference, macro_f1, wilson
+from tasks.evaluate.answers import Answers
+from tasks.evaluate.metrics import difference, wilson
 from tasks.spec.errors import BadRequest
 from tasks.spec.evaluate import Evaluate, Slice
 from tasks.spec.rules import Measurement
@@ -19,12 +20,9 @@ from tasks.spec.rules import Measurement
 LEAST_ROWS, MOST_GROUPS = 10, 20
 
 
-def measure_slices(
-    declared: Evaluate, data: Path, true: np.ndarray, predicted: np.ndarray, num_classes: int
-) -> tuple[Measurement, ...]:
-    """Measure accuracy and macro F1 on each slice, and the gaps between each column's groups.
-
-    ``true`` and ``predicted`` int64 [B], in the order of the holdout's rows in ``data``.
+def measure_slices(declared: Evaluate, data: Path, answers: Answers) -> tuple[Measurement, ...]:
+    """Measure accuracy and macro F1 (of tagged words entity F1) on each slice, and the gaps between each column's
+    groups. The answers are in the order of the holdout's rows in ``data``.
 
     Raises:
         BadRequest: a condition that DuckDB can't answer, or a column that the data lacks.
@@ -36,13 +34,13 @@ def measure_slices(
     table = pq.read_table(data, filters=[("split", "==", "holdout")])
     found = []
     for item in declared.slices:
-        mask = mask_of(table, item)
-        found += _on(f"slice:{item.name}", true[mask], predicted[mask], num_classes)
+        found += answers.measure_part(f"slice:{item.name}", mask_of(table, item))
     for column in declared.groups:
         if column not in table.column_names:
             raise BadRequest(f"evaluate.groups: {column!r} is not there, must be one of {table.column_names}")
         values = np.array([str(value) for value in table.column(column).to_pylist()])
-        found += gaps(column, values, true, predicted, num_classes)
+        true, p = answers.flat
+        found += gaps(column, values, true, p.argmax(axis=1), len(answers.names))
     return tuple(found)
 
 
@@ -100,20 +98,6 @@ def gaps(
             where = f"group:{column}"
             found.append(Measurement(metric=metric, slice=where, value=value, samples=n, low=low, high=high))
     return found
-
-
-def _on(where: str, true: np.ndarray, predicted: np.ndarray, num_classes: int) -> list[Measurement]:
-    n, hits = len(true), int((true == predicted).sum())
-    if not n:
-        # Still there with no samples: a rule on it is inconclusive then, and no error.
-        return [Measurement(metric=name, slice=where, value=0.0, samples=0) for name in ("accuracy", "macro_f1")]
-    low, high = wilson(hits, n)
-    matrix = confusion(true, predicted, num_classes)
-    there = matrix.sum(axis=1) > 0
-    return [
-        Measurement(metric="accuracy", slice=where, value=hits / n, samples=n, low=low, high=high),
-        Measurement(metric="macro_f1", slice=where, value=macro_f1(matrix, there), samples=n),
-    ]
 
 
 def _counts(predicted: np.ndarray, there: np.ndarray, num_classes: int) -> list[tuple[int, int]]:

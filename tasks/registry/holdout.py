@@ -50,7 +50,7 @@ def load_holdout(client: Any, version: Version, packages: Path) -> list[Any]:
 
 def request_of(feature: Feature, row: Any) -> dict[str, Any]:
     """Return the Open Inference Protocol request that asks for one row."""
-    if feature.kind == "text":
+    if feature.holds == "texts":
         return {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [row]}]}
     return {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, len(row)], "data": list(row)}]}
 
@@ -63,8 +63,8 @@ def _rows(data: Path, feature: Feature) -> list[Any]:
     # Spread over the split, which may lie in the order of its classes.
     table = table.take(list(range(0, table.num_rows, max(1, -(-table.num_rows // MAX_ROWS)))))
     rows = columns_to_rows(table, feature)
-    if feature.kind == "text":
-        return list(rows)
+    if feature.holds == "texts":
+        return [row if isinstance(row, str) else " ".join(row) for row in rows]
     # A missing number is null in JSON.
     return [[None if value != value else value for value in row] for row in rows.tolist()]
 

@@ -9,16 +9,17 @@ from tasks.serve.package import open_package
 
 
 class PackageModel:
-    """Rows in (a list, an array or a one-column or numeric data frame), class names out."""
+    """Rows in (a list, an array or a one-column or numeric data frame), class names out; of tagged words a
+    text of as many tags."""
 
     def __init__(self, folder: Path) -> None:
         self.package = open_package(folder, None, None)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
         rows = model_input.to_numpy() if hasattr(model_input, "to_numpy") else model_input
-        if self.package.signature.feature.kind == "text":
+        if self.package.signature.feature.holds == "texts":
             rows = [str(row[0]) if hasattr(row, "__len__") and not isinstance(row, str) else str(row) for row in rows]
-        return [self.package.signature.classes[k] for k in self.package.predict(rows).argmax(axis=1)]
+        return self.package.labels(rows, self.package.predict(rows).argmax(axis=1).tolist())
 
 
 def _load_pyfunc(path: str) -> PackageModel:

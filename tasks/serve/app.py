@@ -46,7 +46,7 @@ class App:
         self._batcher, self._version, self._log, self._cache = batcher, version, log, cache
         package = batcher.package
         self._digest, self._signature = package.digest_sha256, package.signature
-        self._name = package.signature.workload
+        self._name, self._labels = package.signature.workload, package.labels
         self._new_ulid = Ulids()
         self._read = protocol.Reader(package.signature.feature, limits.max_batch_rows)
         self._classes = package.signature.classes
@@ -100,23 +100,23 @@ class App:
             return self._infer_fails(request, 500, str(outcome))
         if key:
             self._cache.put(key, outcome.probabilities)
-        classes = self._classes
-        answer = Answer([classes[k] for k in outcome.best], outcome.probabilities)
+        answer = Answer(self._labels(ask.rows, outcome.best), outcome.probabilities)
         content, json_bytes = protocol.write_infer(ask, answer, self._name, self._version)
         ulid = self._new_ulid()
         fields = b"%b%b\r\n" % (self._fields, ulid.encode())
         if json_bytes is not None:
             fields += b"inference-header-content-length: %d\r\n" % json_bytes
-        self._count(request, ulid, answer)
+        self._count(request, ulid, answer, outcome.best)
         request.send(200, content, JSON if json_bytes is None else BINARY, fields)
 
-    def _count(self, request: Request, ulid: str, answer: Answer) -> None:
+    def _count(self, request: Request, ulid: str, answer: Answer, best: list[int]) -> None:
         metrics, replayed = self.metrics, REPLAYED in request.headers
         metrics.codes[200] += 1
         metrics.rows += len(answer.labels)
         counted = metrics.replayed_labels if replayed else metrics.labels
-        for label in answer.labels:
-            counted[label] += 1
+        classes = self._classes
+        for k in best:
+            counted[classes[k]] += 1
         metrics.seconds.observe(time.perf_counter() - request.started)
         if self._log:
             self._log.record(passport(self._digest, ulid), answer, replayed)

@@ -29,7 +29,8 @@ NEWEST_SHARE = 0.2
 
 
 class Prediction(NamedTuple):
-    """``best``: of each of B rows the place of its class; ``probabilities``: float32 [B, K]."""
+    """``best``: of each of B rows (or of each of their words) the place of its class; ``probabilities``: float32
+    [B, K]."""
 
     best: list[int]
     probabilities: np.ndarray
@@ -146,7 +147,7 @@ class Batcher:
             return [self._alone(job) for job in jobs]
         best, outcomes, start = answers.argmax(axis=1).tolist(), [], 0
         for job in jobs:
-            end = start + len(job.rows)
+            end = start + self.package.num_answers(job.rows)
             outcomes.append(Prediction(best[start:end], answers[start:end]))
             start = end
         return outcomes

@@ -1,20 +1,20 @@
 """The model package: one folder that is verified as a whole, opened, and asked.
 
-model.onnx       input [B, N] -> probabilities [B, K]; all of its data inside
+model.onnx       input [B, N] -> probabilities [B, K], of tagged words [B, K, T]; all of its data inside
 signature.json   what it reads and answers
-tokenizer.json   for texts
+tokenizer.json   for texts and tagged words
 golden.json      rows as a client sends them, and the answer
 bom.json         what it was made of (CycloneDX), where whoever made it told
 manifest.json    size and SHA-256 of each; its own digest is the package's digest
 manifest.sig     its Ed25519 signature (a candidate has none yet)
 
-B rows   N input width   K classes
+B rows   N input width   K classes   T pieces   W words of all rows
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from tasks.serve.onnx_file import refuse_external_data
+from tasks.serve.session import session_errors, start_session
 from tasks.spec.errors import BadRequest, DrydockError, IntegrityLost
 from tasks.spec.feature import Feature, check_texts, encode
+from tasks.spec.tokens import ask_words, words_of
 from tasks.spec.value import Value
 from tasks.store.files import write_json
 from tasks.store.manifest import NAME, SIGNATURE, verify, write_manifest
@@ -46,12 +48,12 @@ class Tensor(Value):
 
     name: str
     dtype: Literal["float32", "int64"]
-    shape: tuple[int, int]
+    shape: tuple[int, ...] = Field(min_length=2, max_length=3)
 
     @field_validator("shape")
     @classmethod
-    def _is_a_batch(cls, shape: tuple[int, int]) -> tuple[int, int]:
-        if shape[0] != -1 or shape[1] < 1:
+    def _is_a_batch(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if shape[0] != -1 or min(shape[1:]) < 1:
             raise ValueError(f"{list(shape)}, must be [-1, a width of 1 or more]")
         return shape
 
@@ -69,14 +71,22 @@ class Signature(Value):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Signature:
-        dtype = "int64" if self.feature.kind == "text" else "float32"
-        wanted = Tensor(name="input", dtype=dtype, shape=(-1, *self.feature.shape))
-        if self.graph_input != wanted:
-            raise ValueError(f"graph_input = {_line(self.graph_input)}, must be {_line(wanted)}")
-        wanted = Tensor(name="probabilities", dtype="float32", shape=(-1, len(self.classes)))
-        if self.graph_output != wanted:
-            raise ValueError(f"graph_output = {_line(self.graph_output)}, must be {_line(wanted)}")
+        asked, answered = sides_of(self.feature, len(self.classes))
+        if self.graph_input != asked:
+            raise ValueError(f"graph_input = {_line(self.graph_input)}, must be {_line(asked)}")
+        if self.graph_output != answered:
+            raise ValueError(f"graph_output = {_line(self.graph_output)}, must be {_line(answered)}")
         return self
+
+
+def sides_of(feature: Feature, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return what a graph for a feature reads and answers."""
+    dtype = "int64" if feature.holds == "texts" else "float32"
+    places = feature.shape if feature.kind == "tokens" else ()
+    return (
+        Tensor(name="input", dtype=dtype, shape=(-1, *feature.shape)),
+        Tensor(name="probabilities", dtype="float32", shape=(-1, num_classes, *places)),
+    )
 
 
 class Golden(Value):
@@ -113,7 +123,8 @@ class Package:
         self._any_width = tokenizer is not None and not isinstance(session.get_inputs()[0].shape[1], int)
 
     def predict(self, rows: Any) -> np.ndarray:
-        """Return float32 probabilities [B, K] for B >= 1 rows in client form (see ``feature.encode``).
+        """Return float32 probabilities [B, K] for B >= 1 rows in client form (see ``feature.encode``); of tagged words
+        [W, K], row by row.
 
         Raises:
             BadRequest: rows that the feature does not allow.
@@ -122,7 +133,8 @@ class Package:
         return self.answer(self.validate(rows))
 
     def validate(self, rows: Any) -> Any:
-        """Return rows that ``answer`` takes, and that may stand in one batch with others: float32 [B, N] or texts.
+        """Return rows that ``answer`` takes, and that may stand in one batch with others: float32 [B, N] or texts
+        (tagged words: with one space between two).
 
         Raises:
             BadRequest: rows that the feature does not allow.
@@ -130,21 +142,44 @@ class Package:
         feature = self.signature.feature
         if not hasattr(rows, "__len__") or isinstance(rows, str) or not len(rows):
             raise BadRequest(f"{feature.kind} input: found no rows, must be 1 or more")
+        if feature.kind == "tokens":
+            return [" ".join(words) for words in words_of(feature, rows)]
         return check_texts(feature, rows) if feature.kind == "text" else encode(feature, rows)
 
     def answer(self, rows: Any) -> np.ndarray:
-        """Return float32 probabilities [B, K] for validated rows.
+        """Return float32 probabilities for validated rows, as ``predict``.
 
         Raises:
             DrydockError: as ``predict``.
         """
+        feature = self.signature.feature
+        if feature.kind == "tokens":
+            return ask_words(feature, [row.split() for row in rows], self._tokenizer, self._run, self._any_width)
         if self._tokenizer is not None:
-            rows = encode(self.signature.feature, rows, self._tokenizer, pad_to_longest=self._any_width)
+            rows = encode(feature, rows, self._tokenizer, pad_to_longest=self._any_width)
+        return self._run(rows)
+
+    def num_answers(self, rows: Any) -> int:
+        """Return how many answers ``predict`` gives to rows in client form: one for each, or for each word."""
+        return sum(len(row.split()) for row in rows) if self.signature.feature.kind == "tokens" else len(rows)
+
+    def labels(self, rows: Any, best: list[int]) -> list[str]:
+        """Return what each row is told, of the places of its answers' classes: one name, or a tag for each word with a
+        space between two."""
+        names = [self.signature.classes[k] for k in best]
+        if self.signature.feature.kind != "tokens":
+            return names
+        answers = iter(names)
+        return [" ".join(itertools.islice(answers, self.num_answers([row]))) for row in rows]
+
+    def _run(self, x: np.ndarray) -> np.ndarray:
+        """Ask the graph: encoded input [B, N] -> [B, K], of tagged words [B, K, N]."""
         try:
-            (answer,) = self._session.run(["probabilities"], {"input": rows})
-        except _session_errors() as error:
+            (answer,) = self._session.run(["probabilities"], {"input": x})
+        except session_errors() as error:
             raise DrydockError(f"{self._name}: the graph failed: {error}") from error
-        return self._checked(answer, len(rows))
+        places = x.shape[1:] if self.signature.feature.kind == "tokens" else ()
+        return self._checked(answer, (len(x), len(self.signature.classes), *places))
 
     def width(self, rows: Any) -> int:
         """Return what the dearest of validated rows costs beside others: 1, or its characters where the graph takes
@@ -167,10 +202,9 @@ class Package:
             limit = self.golden.tolerance
             raise IntegrityLost(f"{self._name}: golden answer differs by {difference:.3g}, limit {limit:.3g}")
 
-    def _checked(self, answer: np.ndarray, num_rows: int) -> np.ndarray:
+    def _checked(self, answer: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
         import numpy as np
 
-        wanted = (num_rows, len(self.signature.classes))
         if answer.shape != wanted:
             raise DrydockError(f"{self._name}: the graph answered shape {answer.shape}, must be {wanted}")
         low, high = float(np.minimum.reduce(answer, axis=None)), float(np.maximum.reduce(answer, axis=None))
@@ -241,7 +275,7 @@ def _sha256(content: bytes) -> str:
 
 def _check_formats(folder: Path, found: set[str], signature: Signature) -> None:
     """Refuse by name: what is not known to be safe (a pickle, say) has no place here, listed or not."""
-    wanted = {MODEL, PAPER, GOLDEN} | ({TOKENIZER} if signature.feature.kind == "text" else set())
+    wanted = {MODEL, PAPER, GOLDEN} | ({TOKENIZER} if signature.feature.holds == "texts" else set())
     if extra := sorted(found - wanted - {BOM}):
         allowed = ", ".join(sorted(wanted | {BOM}))
         raise BadRequest(f"{folder}: {extra[0]} is not part of a model package, must be one of {allowed}")
@@ -267,34 +301,6 @@ def _open_tokenizer(content: bytes, path: Path) -> Any:
         raise BadRequest(f"{path}: is no tokenizer: {error}") from error
 
 
-def start_session(content: bytes, where: str, threads: int) -> Any:
-    """Return ONNX Runtime's session over a model, set up as a server's: what is timed in it is what is served.
-
-    Raises:
-        BadRequest: ONNX Runtime can't load it.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    # Batches differ in rows and width: a plan of memory for each, and an arena that keeps the largest, cost tens of
-    # megabytes and save no time.
-    options.enable_mem_pattern = options.enable_cpu_mem_arena = False
-    options.log_severity_level = 4  # what matters is raised; the rest would go to stderr unasked
-    # Its own binary format is another parser, which an .onnx name must not reach; and threads that spin
-    # while they wait take the core from the server itself.
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except _session_errors() as error:
-        raise BadRequest(f"{where}: ONNX Runtime can't load it: {error}") from error
-    # Kept to load it again with other providers, and as large as the model; an attribute of another name would
-    # cost memory, no more.
-    session._model_bytes = None
-    return session
-
-
 def _open_session(content: bytes, signature: Signature, where: str, threads: int) -> Any:
     session = start_session(content, where, threads)
     _check_tensor(where, "input", session.get_inputs(), signature.graph_input)
@@ -308,17 +314,11 @@ def _check_tensor(where: str, side: str, found: list[Any], wanted: Tensor) -> No
     shape, kind = list(found[0].shape), found[0].type
     # A size that the graph leaves open shows as a name or None; the width may be open, the batch must be.
     sizes = [size if isinstance(size, int) else -1 for size in shape]
-    if kind != ONNX_TYPES[wanted.dtype] or sizes not in ([-1, wanted.shape[1]], [-1, -1]):
+    fits = len(sizes) == len(wanted.shape) and all(
+        size in (-1, asked) for size, asked in zip(sizes, wanted.shape, strict=True)
+    )
+    if kind != ONNX_TYPES[wanted.dtype] or not fits:
         raise BadRequest(f"{where}: its {side} is {kind} {shape}, must be {_line(wanted)} with a free batch")
-
-
-@functools.cache
-def _session_errors() -> tuple[type[Exception], ...]:
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    names = ("EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel",
-             "NoSuchFile", "NotImplemented", "RuntimeException")  # fmt: skip
-    return tuple(getattr(state, name) for name in names)
 
 
 def _line(tensor: Tensor) -> str:

@@ -3,10 +3,11 @@
     <folder>/<ULID>.jsonl     one line a row: {"passport", "row", "at", "label", "probability"}: no inputs
 
 ``passport`` is the answer's, ``row`` counts within it from 0, ``at`` is aware UTC, ``probability`` is that of
-``label``. ``"replayed": true`` stands in the lines of requests that were replays of kept data and no one's question.
-A new file begins when one is full and at least once a day, so its name's time is within a day of its lines'; whole
-files older than the declared days are removed. A server that can't write drops lines and counts them, and so does one
-that answers more than is logged a second: an answer is worth more than its log line.
+``label``; where it is several tags, of the least sure one. ``"replayed": true`` stands in the lines of requests that
+were replays of kept data and no one's question. A new file begins when one is full and at least once a day, so its
+name's time is within a day of its lines'; whole files older than the declared days are removed. A server that can't
+write drops lines and counts them, and so does one that answers more than is logged a second: an answer is worth more
+than its log line.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from tasks.serve.passport import Ulids
 from tasks.serve.protocol import Answer
@@ -124,7 +127,7 @@ class PredictionLog:
 
 
 def _lines(entry: Entry) -> list[str]:
-    top = entry.answer.probabilities.max(axis=1).tolist()
+    top = _sureness(entry.answer)
     stamp = dt.datetime.fromtimestamp(entry.at, dt.UTC).isoformat(timespec="milliseconds")
     mark: dict[str, Any] = {"replayed": True} if entry.replayed else {}
     return [
@@ -134,3 +137,12 @@ def _lines(entry: Entry) -> list[str]:
         + os.linesep
         for row, (label, p) in enumerate(zip(entry.answer.labels, top, strict=True))
     ]
+
+
+def _sureness(answer: Answer) -> list[float]:
+    """The probability of each row's label."""
+    top = answer.probabilities.max(axis=1)
+    if len(top) == len(answer.labels):
+        return top.tolist()
+    ends = np.cumsum([label.count(" ") + 1 for label in answer.labels])
+    return np.minimum.reduceat(top, [0, *ends[:-1]]).tolist()

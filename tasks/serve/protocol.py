@@ -1,8 +1,10 @@
 """The Open Inference Protocol v2 over REST, as pure functions: bytes in, a request; an answer in, bytes out.
 
 Inputs: ``input`` FP32 [B, N] (UINT8 and INT64 are accepted) for images and tables, ``text`` BYTES [B] for
-texts. Outputs: ``label`` BYTES [B] and ``probabilities`` FP32 [B, K]. The binary tensor extension is spoken:
-the JSON part's length is in ``Inference-Header-Content-Length``, the tensors' bytes follow it.
+texts. Outputs: ``label`` BYTES [B] and ``probabilities`` FP32 [B, K]. Of tagged words a label is as many tags as its
+text has words, with a space between two, and the probabilities are each word's, [W, K], text by text. The binary
+tensor extension is spoken: the JSON part's length is in ``Inference-Header-Content-Length``, the tensors' bytes
+follow it.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class InferRequest(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """``labels``: B class names; ``probabilities``: float32 [B, K]."""
+    """``labels``: B class names; ``probabilities``: float32 [B, K]. Of tagged words: B texts of tags; [W, K]."""
 
     labels: list[str]
     probabilities: np.ndarray
@@ -90,7 +92,7 @@ class Reader:
             data = _data(tensor, b"")
         except BadRequest:
             return None
-        if tensor.get("datatype") != "FP32" or not isinstance(data, simdjson.Array) or self._feature.kind == "text":
+        if tensor.get("datatype") != "FP32" or not isinstance(data, simdjson.Array) or self._feature.holds == "texts":
             return None
         if len(self._frames) >= MAX_FRAMES:
             self._frames.clear()
@@ -145,16 +147,16 @@ def write_infer(request: InferRequest, answer: Answer, model: str, version: str)
 
 def _write_all(request_id: str | None, answer: Answer, model: str, version: str) -> bytes:
     """The usual answer: what it always says is written once."""
-    before, between = _frame(model, version, *answer.probabilities.shape)
+    before, between = _frame(model, version, len(answer.labels), *answer.probabilities.shape)
     end = b"" if request_id is None else b',"id":' + msgspec.json.encode(request_id)
     values = msgspec.json.encode(answer.probabilities.ravel().tolist())
     return b"%b%b%b%b}]%b}" % (before, msgspec.json.encode(answer.labels), between, values, end)
 
 
 @functools.lru_cache(maxsize=256)
-def _frame(model: str, version: str, num_rows: int, num_classes: int) -> tuple[bytes, bytes]:
+def _frame(model: str, version: str, num_rows: int, num_answers: int, num_classes: int) -> tuple[bytes, bytes]:
     """Return what stands before the labels, and between them and the probabilities."""
-    answer = Answer([], np.zeros((num_rows, num_classes), np.float32))
+    answer = Answer([], np.zeros((num_answers, num_classes), np.float32))
     label, probabilities = (_output(name, False, answer)[0] | {"data": []} for name in OUTPUTS)
     label["shape"] = [num_rows]
     response = {"model_name": model, "model_version": version, "outputs": [label, probabilities]}
@@ -175,7 +177,7 @@ def server_metadata(version: str) -> dict[str, Any]:
 
 
 def model_metadata(signature: Signature, version: str, digest_sha256: str) -> dict[str, Any]:
-    text = signature.feature.kind == "text"
+    text = signature.feature.holds == "texts"
     shape = [-1] if text else [-1, *signature.feature.shape]
     datatype = "BYTES" if text else "FP32"
     return {

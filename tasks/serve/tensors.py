@@ -21,7 +21,7 @@ LENGTH = struct.Struct("<I")
 
 
 def input_name(feature: Feature) -> str:
-    return "text" if feature.kind == "text" else "input"
+    return "text" if feature.holds == "texts" else "input"
 
 
 def read_rows(feature: Feature, datatype: Any, shape: Any, data: Any, max_rows: int, flat: bool = False) -> Any:
@@ -35,11 +35,11 @@ def read_rows(feature: Feature, datatype: Any, shape: Any, data: Any, max_rows: 
         BadRequest: datatype, shape or values that do not fit the feature, or B beyond ``max_rows``.
     """
     name = input_name(feature)
-    allowed = ("BYTES",) if feature.kind == "text" else tuple(NUMBERS)
+    allowed = ("BYTES",) if feature.holds == "texts" else tuple(NUMBERS)
     if datatype not in allowed:
         raise BadRequest(f"{name}.datatype = {show(datatype)}, must be {' or '.join(allowed)}")
     num_rows = num_rows_of(feature, shape, max_rows)
-    if feature.kind == "text":
+    if feature.holds == "texts":
         return _texts(name, data, num_rows)
     if isinstance(data, simdjson.Array):
         array = _from_array(name, datatype, data, [len(data)] if flat else shape)
@@ -71,7 +71,7 @@ def num_rows_of(feature: Feature, shape: Any, max_rows: int) -> int:
     name = input_name(feature)
     if not (isinstance(shape, list) and shape and {*map(type, shape)} == {int}):
         raise BadRequest(f"{name}.shape must be a list of whole numbers")
-    fitting = [[]] if feature.kind == "text" else [list(feature.shape)]
+    fitting = [[]] if feature.holds == "texts" else [list(feature.shape)]
     if shape[1:] not in fitting and not (feature.kind == "image" and shape[1:] == [feature.height, feature.width]):
         raise BadRequest(f"{name}.shape = {_line(shape)}, must be {_line(['B', *fitting[0]])}")
     if not 1 <= shape[0] <= max_rows:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from tasks.spec.errors import BadRequest
+from tasks.spec.tokens import pieces, words_of
 from tasks.spec.value import Value, register_tags
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 # What the stored columns hold, which is what the data steps ask.
 Holds = Literal["images", "texts", "numbers"]
-# The target of a piece that has no tag of its own, as torch's losses leave it out.
-NO_TAG = -100
 
 
 class ImageFeature(Value):
@@ -44,7 +43,7 @@ class ImageFeature(Value):
         return (self.height * self.width,)
 
 
-class _Texts(Value):
+class Texts(Value):
     """What texts have in common: one column, read as at most ``max_tokens`` pieces of a byte-pair tokenizer."""
 
     holds: ClassVar[Holds] = "texts"
@@ -60,7 +59,7 @@ class _Texts(Value):
         return (self.max_tokens,)
 
 
-class TextFeature(_Texts):
+class TextFeature(Texts):
     """Short texts; a byte-pair tokenizer is fitted on the training split and travels in the package."""
 
     kind: Literal["text"]
@@ -70,11 +69,11 @@ class TextFeature(_Texts):
     max_chars: int = Field(default=10_000, ge=1, description="longer texts are a bad request")
 
 
-class TokensFeature(_Texts):
+class TokensFeature(Texts):
     """Words, each with a tag of its own (named entities): a row's label is as many tags, of ``label.classes`` each.
 
     Both are stored as one text with a space between two words, or two tags. A byte-pair tokenizer takes words apart;
-    a word's tag is asked at its first piece.
+    a word's tag is asked at its first piece (``tasks.spec.tokens``).
     """
 
     kind: Literal["tokens"]
@@ -111,7 +110,8 @@ def encode(feature: Feature, rows: Any, tokenizer: Any = None, pad_to_longest: b
 
     image: rows [B, H*W] or [B, H, W] numbers -> float32 [B, H*W] (scaled inside the graph);
     table: rows [B, C] numbers -> float32 [B, C] (NaN is missing); text: B strings -> int64 [B, T],
-    with ``pad_to_longest`` T is no more than the longest of these texts needs; tokens: B lists of words -> as text.
+    with ``pad_to_longest`` T is no more than the longest of these texts needs; tokens: B lists of words, or texts
+    with white space between words -> as text.
 
     Raises:
         BadRequest: wrong width, a value that is no number, or a text longer than ``max_chars``.
@@ -119,9 +119,9 @@ def encode(feature: Feature, rows: Any, tokenizer: Any = None, pad_to_longest: b
     import numpy as np
 
     if feature.kind == "tokens":
-        return _padded(feature, _pieces(feature, rows, tokenizer), pad_to_longest)
+        return padded(feature, pieces(words_of(feature, rows), tokenizer), pad_to_longest)
     if feature.kind == "text":
-        return _padded(feature, tokenizer.encode_batch(check_texts(feature, rows)), pad_to_longest)
+        return padded(feature, tokenizer.encode_batch(check_texts(feature, rows)), pad_to_longest)
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes infinite, and is refused
             array = np.asarray(rows, dtype=np.float32)
@@ -168,48 +168,7 @@ def columns_to_rows(table: Any, feature: Feature) -> Any:
     return np.column_stack([table.column(name).to_numpy() for name in feature.columns]).astype(np.float32)
 
 
-def encode_tags(feature: TokensFeature, rows: list[list[str]], tags: list[list[int]], tokenizer: Any) -> np.ndarray:
-    """Return the tags' codes where ``encode`` has their words' first pieces, int64 [B, T]; NO_TAG elsewhere."""
-    import numpy as np
-
-    pieces = _pieces(feature, rows, tokenizer)
-    out = np.full((len(pieces), feature.max_tokens), NO_TAG, dtype=np.int64)
-    for row, (encoding, codes) in enumerate(zip(pieces, tags, strict=True)):
-        for word, place in first_pieces(feature, encoding).items():
-            out[row, place] = codes[word]
-    return out
-
-
-def first_pieces(feature: TokensFeature, encoding: Any) -> dict[int, int]:
-    """Return the place of each word's first piece, by the word's index; a word that was cut off has none."""
-    places: dict[int, int] = {}
-    for place, word in enumerate(encoding.word_ids[: feature.max_tokens]):
-        if word is not None:
-            places.setdefault(word, place)
-    return places
-
-
-def check_words(feature: TokensFeature, rows: Any) -> list[list[str]]:
-    """Return the lists of words as they may be encoded.
-
-    Raises:
-        BadRequest: no list of words, a word that is empty or holds white space, or too many characters.
-    """
-    for row in rows:
-        if not isinstance(row, list | tuple) or not row or not all(isinstance(word, str) for word in row):
-            raise BadRequest(f"tokens input: found {str(row)[:40]!r}, must be a list of one word or more")
-        if odd := [word for word in row if not word or word != "".join(word.split())]:
-            raise BadRequest(f"tokens input: found the word {odd[0][:40]!r}, must not be empty or hold white space")
-        if (length := sum(map(len, row))) > feature.max_chars:
-            raise BadRequest(f"tokens input: found {length} characters, must be {feature.max_chars} or fewer")
-    return [list(row) for row in rows]
-
-
-def _pieces(feature: TokensFeature, rows: Any, tokenizer: Any) -> list[Any]:
-    return tokenizer.encode_batch(check_words(feature, rows), is_pretokenized=True)
-
-
-def _padded(feature: TextFeature | TokensFeature, encodings: list[Any], pad_to_longest: bool) -> np.ndarray:
+def padded(feature: TextFeature | TokensFeature, encodings: list[Any], pad_to_longest: bool) -> np.ndarray:
     """B encodings -> int64 [B, T]: cut at T, padded with 0."""
     import numpy as np
 

@@ -48,7 +48,8 @@ class TextCnn(Value):
 
 
 class Transformer(Value):
-    """A transformer encoder (Vaswani et al. 2017) from scratch, its answer the mean over the tokens."""
+    """A transformer encoder (Vaswani et al. 2017) from scratch: of a text the mean over its tokens is answered, of
+    tagged words each word's first piece."""
 
     kind: Literal["transformer"]
     width: int = Field(default=128, ge=1)
@@ -78,7 +79,8 @@ class Pretrained(Value):
 
 class OwnModel(Value):
     """The workload folder's own ``model.py``: ``build(feature, num_classes, **options) -> torch.nn.Module``, and if
-    it wants ``loss(logits, target) -> Tensor``, the mean over the rows."""
+    it wants ``loss(logits, target) -> Tensor``, the mean over the rows. Logits are [B, K]; of tagged words [B, K, T],
+    and a piece without a tag has the target -100."""
 
     kind: Literal["model.py"]
     options: dict[str, int | float | str | bool] = {}
@@ -89,13 +91,13 @@ Recipe = Annotated[
 ]
 register_tags("mlp", "cnn", "resnet18", "text-cnn", "transformer", "pretrained", "model.py")
 
-# Recipe -> the features that it reads. No recipe tags words yet; a model.py answers one class a row.
+# Recipe -> the features that it reads.
 READS = {
     "mlp": ("image", "table"),
     "cnn": ("image",),
     "resnet18": ("image",),
     "text-cnn": ("text",),
-    "transformer": ("text",),
-    "pretrained": ("text",),
-    "model.py": ("image", "table", "text"),
+    "transformer": ("text", "tokens"),
+    "pretrained": ("text", "tokens"),
+    "model.py": ("image", "table", "text", "tokens"),
 }

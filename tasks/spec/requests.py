@@ -265,12 +265,14 @@ class EvaluateRequest(Value):
 
 class EvaluateResult(Value):
     """``measurements.json``: metrics overall and by class with intervals, latency, size;
-    ``predictions.parquet``: row_id, label, prediction, probabilities; ``report.html``, ``confusion.png``."""
+    ``predictions.parquet``: row_id, label, prediction, probabilities (of tagged words lists of
+    them); ``report.html``, ``confusion.png``."""
 
     room: RoomRef | None = None
     package_sha256: str
     accuracy: float
     macro_f1: float
+    entity_f1: float | None = Field(default=None, description="where words are tagged")
     p50_ms: float
     p99_ms: float
     model_bytes: int

@@ -37,8 +37,11 @@ class Optimiser(Value):
 
 
 class Stopping(Value):
-    """Early stopping on the validation split's loss."""
+    """Early stopping on the validation split; the weights of the best epoch are kept."""
 
+    metric: Literal["loss", "accuracy", "entity_f1"] = Field(
+        default="loss", description="what makes an epoch the best: the least loss, or the highest score"
+    )
     max_epochs: int = Field(default=30, ge=1)
     patience_epochs: int = Field(default=5, ge=1)
 
@@ -77,6 +80,9 @@ class Train(Value):
     optimiser: Optimiser = Optimiser()
     class_weights: Literal["none", "balanced"] = Field(
         default="none", description="balanced: a row counts the more the rarer its class is"
+    )
+    similar_lengths: bool = Field(
+        default=False, description="a batch's texts are of similar length, so less is padding; its rows less random"
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = "fp32"

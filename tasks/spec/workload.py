@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.spec.compress import Compress
+from tasks.spec.compress import Compress, Distilled
 from tasks.spec.cron import PRESETS as CRON_PRESETS
 from tasks.spec.cron import is_cron
 from tasks.spec.data import Data
@@ -120,6 +120,20 @@ class Workload(Value):
                 f"train.recipe.kind = {recipe!r}, must be one that reads data.feature.kind = {feature!r}: "
                 f"{fitting or 'none does yet'}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tagged_words_have_what_fits(self) -> Workload:
+        if self.data.feature.kind != "tokens":
+            if self.train.stopping.metric == "entity_f1":
+                raise ValueError("train.stopping.metric = 'entity_f1', must be loss or accuracy: no words are tagged")
+            return self
+        if odd := [name for name in self.data.label.names if name.split() != [name]]:
+            raise ValueError(f"data.label.classes: {odd[0]!r}, a tag must not be empty or hold white space")
+        if self.evaluate.groups:
+            raise ValueError("evaluate.groups: must be empty where words are tagged; declare evaluate.slices")
+        if any(isinstance(variant, Distilled) for variant in self.compress.variants):
+            raise ValueError("compress.variants: 'distilled' can't be of a network that tags words; use pruned or int8")
         return self
 
     @model_validator(mode="after")

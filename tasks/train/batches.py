@@ -1,7 +1,7 @@
 """What ranks read: arrays that are mapped, not loaded, and each rank's rows of each global batch.
 
-The order is a function of (seed, epoch) alone, and a rank's share of a batch of its position: a training goes on at
-any batch, on any number of ranks, with no row lost or seen twice.
+The order is a function of (seed, epoch) and of the rows alone, and a rank's share of a batch of its position: a
+training goes on at any batch, on any number of ranks, with no row lost or seen twice.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from torch import Tensor
 
 # A batch that takes longer to gather than this is gathered while the one before is computed.
 AHEAD_SECONDS = 0.002
+# So many batches' rows are sorted by length together: enough that a batch's rows are alike, and few that stay together.
+SORTED_BATCHES, LENGTHS_ROWS = 50, 8192
 # Stored narrow, computed wide.
 WIDE = {"uint8": torch.float32, "int32": torch.int64}
 
 
 class Split(NamedTuple):
-    """One split's mapped arrays: inputs [B, ...] as ``tasks.train.prepare`` stored them, class indices int64 [B]."""
+    """One split's mapped arrays, as ``tasks.train.prepare`` stored them: inputs [B, ...], class indices int64 [B], of
+    tagged words [B, T]."""
 
     x: Any
     y: Any
@@ -69,21 +72,48 @@ class Loader:
 
 
 def _gather(split: Split, rows: np.ndarray, trim: bool) -> tuple[Tensor, Tensor]:
-    x = split.x[rows]
+    x, y = split.x[rows], split.y[rows]
     if trim:
-        x = np.ascontiguousarray(x[:, : max(1, int((x != 0).any(axis=0).nonzero()[0].max(initial=-1)) + 1)])
-    return torch.from_numpy(x), torch.from_numpy(split.y[rows])
+        width = max(1, int((x != 0).any(axis=0).nonzero()[0].max(initial=-1)) + 1)
+        x = np.ascontiguousarray(x[:, :width])
+        # A student's targets are probabilities [B, K], which no width has to do with.
+        y = np.ascontiguousarray(y[:, :width]) if y.ndim == 2 and y.dtype.kind == "i" else y
+    return torch.from_numpy(x), torch.from_numpy(y)
 
 
 def shares(
-    n: int, batch: int, seed: int, epoch: int, rank: int, world: int, done: int = 0
+    n: int,
+    batch: int,
+    seed: int,
+    epoch: int,
+    rank: int,
+    world: int,
+    done: int = 0,
+    lengths: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield this rank's row numbers of each global batch after the first ``done``; rows that fill no batch wait for
-    another epoch."""
-    order = np.random.default_rng((seed, epoch)).permutation(n)
-    batch = whole_batch(n, batch, world)
+    another epoch. With ``lengths`` [n] rows of similar length share a batch."""
+    draw = np.random.default_rng((seed, epoch))
+    order, batch = draw.permutation(n), whole_batch(n, batch, world)
+    if lengths is not None:
+        order = _by_length(order, lengths, batch, draw)
     for start in range(done * batch, n - batch + 1, batch):
         yield order[start + rank : start + batch : world]
+
+
+def _by_length(order: np.ndarray, lengths: np.ndarray, batch: int, draw: np.random.Generator) -> np.ndarray:
+    """Sort a shuffled order by length, a few batches' rows at a time; then shuffle the batches."""
+    whole, window = len(order) - len(order) % batch, SORTED_BATCHES * batch
+    parts = [order[start : min(start + window, whole)] for start in range(0, whole, window)]
+    parts = [part[np.argsort(lengths[part], kind="stable")] for part in parts]
+    batches = draw.permutation(np.concatenate(parts).reshape(-1, batch))
+    return np.concatenate([batches.ravel(), order[whole:]])
+
+
+def lengths_of(split: Split) -> np.ndarray:
+    """Return how many tokens each row has, int64 [B]."""
+    parts = [split.x[start : start + LENGTHS_ROWS] for start in range(0, len(split), LENGTHS_ROWS)]
+    return np.concatenate([(part != 0).sum(axis=1) for part in parts])
 
 
 def whole_batch(n: int, batch: int, world: int) -> int:

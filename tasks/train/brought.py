@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.spec.errors import BadRequest
-from tasks.spec.feature import TextFeature
+from tasks.spec.feature import Texts
 from tasks.spec.value import sha256_of
 from tasks.store.files import sha256_file
 
@@ -48,7 +48,7 @@ def copy_encoder(source: Path, target: Path, sha256: str | None) -> None:
         raise BadRequest(f"{source}: changed since this run was planned; start a new run")
 
 
-def tokenizer_of(folder: Path, feature: TextFeature) -> Any:
+def tokenizer_of(folder: Path, feature: Texts) -> Any:
     """Return the tokenizer of ``folder/encoder``, without padding and cutting of its own.
 
     Raises:

@@ -1,4 +1,5 @@
-"""A transformer encoder for texts: drawn, or a pretrained one (BERT, Devlin et al. 2018) from a local folder.
+"""A transformer encoder for texts and tagged words: drawn, or a pretrained one (BERT, Devlin et al. 2018) from a
+local folder.
 
 Token 0 is the padding; it is looked at by nobody and counts in no mean, so an answer does not depend on the width
 that a batch was padded to. Names of parameters are ours; ``_NAMES`` maps those of Hugging Face's files.
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.spec.errors import BadRequest
-from tasks.spec.feature import TextFeature
+from tasks.spec.feature import Texts
 from tasks.spec.recipe import Pretrained, Transformer
 from tasks.train.brought import ENCODER
 
@@ -70,6 +71,13 @@ class Encoder(nn.Module):
         self.apply(_draw)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        x, there = self.read(tokens)
+        weight = there[:, :, None].to(x.dtype)
+        mean = (x * weight).sum(1) / weight.sum(1)
+        return self.head(self.dropout(mean))
+
+    def read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is known of each token, [B, T, D], and which of them are no padding, bool [B, T]."""
         places = torch.arange(tokens.shape[1], device=tokens.device)
         # An empty text has no token: its first padding stands in, so that there is a mean.
         there = (tokens != 0) | (places == 0)  # [B, T]
@@ -79,9 +87,15 @@ class Encoder(nn.Module):
         mask = there[:, None, None, :]
         for layer in self.layers:
             x = layer(x, mask)
-        weight = there[:, :, None].to(x.dtype)
-        mean = (x * weight).sum(1) / weight.sum(1)
-        return self.head(self.dropout(mean))
+        return x, there
+
+
+class Tagger(Encoder):
+    """int64 [B, T] -> [B, K, T]: the head at each token."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x, _ = self.read(tokens)
+        return self.head(self.dropout(x)).transpose(1, 2)
 
 
 class Layer(nn.Module):
@@ -161,21 +175,25 @@ def _draw(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def transformer(recipe: Transformer, feature: TextFeature, num_classes: int) -> nn.Module:
+def _encoder(feature: Texts, sizes: Sizes, num_classes: int, dropout: float) -> Encoder:
+    return (Tagger if feature.kind == "tokens" else Encoder)(sizes, num_classes, dropout)
+
+
+def transformer(recipe: Transformer, feature: Texts, num_classes: int) -> nn.Module:
     sizes = Sizes(
         feature.vocabulary, feature.max_tokens, recipe.width, recipe.heads, recipe.layers, recipe.feedforward, 1e-5
     )
-    return Encoder(sizes, num_classes, recipe.dropout)
+    return _encoder(feature, sizes, num_classes, recipe.dropout)
 
 
-def pretrained(recipe: Pretrained, feature: TextFeature, num_classes: int, folder: Path, weights: bool) -> nn.Module:
+def pretrained(recipe: Pretrained, feature: Texts, num_classes: int, folder: Path, weights: bool) -> nn.Module:
     """Return the encoder of ``folder/encoder`` with a new head, with its own weights where asked.
 
     Raises:
         BadRequest: its files are not those of a BERT encoder, or it can't take so many tokens.
     """
     sizes = sizes_of(folder / ENCODER, feature)
-    network = Encoder(sizes, num_classes, recipe.dropout)
+    network = _encoder(feature, sizes, num_classes, recipe.dropout)
     if weights:
         _load(network, folder / ENCODER / "model.safetensors")
     if weights and recipe.lora_rank:
@@ -183,7 +201,7 @@ def pretrained(recipe: Pretrained, feature: TextFeature, num_classes: int, folde
     return network
 
 
-def sizes_of(encoder: Path, feature: TextFeature) -> Sizes:
+def sizes_of(encoder: Path, feature: Texts) -> Sizes:
     """Read an encoder's config.json.
 
     Raises:

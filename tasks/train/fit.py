@@ -91,7 +91,7 @@ def _job(request: TrainRequest) -> dict[str, object]:
     return {
         "train": request.train.model_dump(mode="json"),
         "feature": request.feature.model_dump(mode="json"),
-        "num_classes": len(request.label.names),
+        "classes": list(request.label.names),
     }
 
 

@@ -27,12 +27,14 @@ from tasks.train.writer import FOLDER, SMALL_BYTES, Writer
 
 
 class Place(NamedTuple):
-    """Where training is: ``epoch`` whole ones, and ``step`` batches of the next, with the sum of their losses."""
+    """Where training is: ``epoch`` whole ones, and ``step`` batches of the next, with the sum of their losses. The best
+    epoch is the one of the least ``best_cost``: its validation loss, or the negative of a score."""
 
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
     best_epoch: int = 0
+    best_cost: float = math.inf
     best_loss: float = math.inf
 
     def steps(self, per_epoch: int) -> int:
@@ -44,8 +46,8 @@ class Place(NamedTuple):
     def next_epoch(self) -> Place:
         return self._replace(epoch=self.epoch + 1, step=0, loss_sum=0.0)
 
-    def better(self, loss: float) -> Place:
-        return self._replace(best_epoch=self.epoch, best_loss=loss)
+    def better(self, cost: float, loss: float) -> Place:
+        return self._replace(best_epoch=self.epoch, best_cost=cost, best_loss=loss)
 
 
 class Keeper:
@@ -110,9 +112,11 @@ class Keeper:
             self.best = {name: value.cpu().clone() for name, value in strategy.state().items()}
         if self.rank == 0:
             self._add(HISTORY, line)
+            scored = {"accuracy": "validation_accuracy", "entity F1": "validation_entity_f1"}
+            scores = "".join(f"{name} {line[key]:.4f}, " for name, key in scored.items() if key in line)
             say(
                 f"epoch {place.epoch}: loss {line['train_loss']:.4f}, validation loss {line['validation_loss']:.4f}, "
-                f"accuracy {line['validation_accuracy']:.4f}, {line['samples_per_second']:.0f} rows/s"
+                f"{scores}{line['samples_per_second']:.0f} rows/s"
             )
         if place.epoch % self.policy.every_epochs == 0:
             self.save(place, strategy, optimiser)

@@ -2,9 +2,9 @@
 little more than a batch is held.
 
     arrays/<split>.x.npy   encoded inputs, see tasks.spec.feature.encode, in the narrowest type that holds them
-    arrays/<split>.y.npy   int64 [B] class indices
+    arrays/<split>.y.npy   int64 [B] class indices; of tagged words [B, T], see tasks.spec.tokens.encode_tags
     stats.json             table features: mean and standard deviation of each column, of the training split
-    tokenizer.json         text features: a pretrained encoder's own, else a byte-level BPE fitted on the training split
+    tokenizer.json         texts, words: a pretrained encoder's own, else a byte-level BPE fitted on the training split
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 
 from tasks.spec.data import Label
 from tasks.spec.errors import BadRequest
-from tasks.spec.feature import Feature, TextFeature, columns_to_rows, encode
+from tasks.spec.feature import Feature, Texts, columns_to_rows, encode
 from tasks.spec.requests import TrainRequest
+from tasks.spec.tokens import encode_tags
 from tasks.store.files import write_json, write_whole
 
 SPLITS = ("train", "validation", "holdout")
@@ -25,7 +26,7 @@ PREPARED = ("train", "validation")
 PADDING = "[PAD]"
 BATCH_ROWS = 8192
 # Whole numbers are stored narrow and widened by the ranks (``tasks.train.batches``): a quarter of the disk and memory.
-STORED = {"image": "uint8", "text": "int32", "table": "float32"}
+STORED = {"image": "uint8", "text": "int32", "tokens": "int32", "table": "float32"}
 
 
 def prepare(data: Path, request: TrainRequest, out: Path) -> None:
@@ -46,7 +47,7 @@ def prepare(data: Path, request: TrainRequest, out: Path) -> None:
             f"{data.name}: the train split has {counts['train']} rows, fewer than train.nodes x train.ranks = "
             f"{request.train.world_size}"
         )
-    tokenizer = _tokenizer(data, request, out) if feature.kind == "text" else None
+    tokenizer = _tokenizer(data, request, out) if feature.holds == "texts" else None
     _write_arrays(data, request, out / "arrays", counts, tokenizer)
     if feature.kind == "table":
         write_json(out / "stats.json", _stats(out / "arrays" / "train.x.npy"))
@@ -70,21 +71,23 @@ def _write_arrays(data: Path, request: TrainRequest, out: Path, counts: dict[str
     feature, stored = request.feature, STORED[request.feature.kind]
     opened, done = {}, dict.fromkeys(PREPARED, 0)
     for split in PREPARED:
-        shapes = {"x": (stored, (counts[split], *feature.shape)), "y": ("int64", (counts[split],))}
+        tags = feature.shape if feature.kind == "tokens" else ()
+        shapes = {"x": (stored, (counts[split], *feature.shape)), "y": ("int64", (counts[split], *tags))}
         for part, (dtype, shape) in shapes.items():
             path = out / f"{split}.{part}.npy"
             opened[split, part] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     for split, rows, y in batches(data, feature, request.label, PREPARED):
         here = slice(done[split], done[split] + len(y))
         opened[split, "x"][here] = encode(feature, rows, tokenizer)
-        opened[split, "y"][here] = y
+        opened[split, "y"][here] = encode_tags(feature, rows, y, tokenizer) if feature.kind == "tokens" else y
         done[split] += len(y)
     for array in opened.values():
         array.flush()
 
 
 def batches(data: Path, feature: Feature, label: Label, splits: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (split, rows as ``encode`` takes them, class indices int64 [B]), a few thousand rows at a time.
+    """Yield (split, rows as ``encode`` takes them, class indices int64 [B]), a few thousand rows at a time. Of tagged
+    words the indices are a list of one array for each row.
 
     Raises:
         BadRequest: a label that is no class.
@@ -99,25 +102,27 @@ def batches(data: Path, feature: Feature, label: Label, splits: tuple[str, ...])
         for split in splits:
             here = table.filter(pc.equal(table.column("split"), split))
             if here.num_rows:
-                yield split, columns_to_rows(here, feature), _indices(here, label, data)
+                yield split, columns_to_rows(here, feature), _indices(here, feature, label, data)
 
 
 def read_split(data: Path, feature: Feature, label: Label, split: str) -> tuple[Any, Any]:
-    """Return one split's rows as ``encode`` takes them, and its class indices, int64 [B]."""
+    """Return one split's rows as ``encode`` takes them, and its class indices, as ``batches`` does."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(data, columns=[*feature.columns, "label"], filters=[("split", "==", split)])
-    return columns_to_rows(table, feature), _indices(table, label, data)
+    return columns_to_rows(table, feature), _indices(table, feature, label, data)
 
 
-def _indices(table: Any, label: Label, data: Path) -> Any:
+def _indices(table: Any, feature: Feature, label: Label, data: Path) -> Any:
     import numpy as np
 
     index = {name: number for number, name in enumerate(label.names)}
-    names = table.column("label").to_pylist()
-    if wrong := next((name for name in names if name not in index), None):
+    labels = table.column("label").to_pylist()
+    rows = [text.split(" ") for text in labels] if feature.kind == "tokens" else [labels]
+    if wrong := next((name for row in rows for name in row if name not in index), None):
         raise BadRequest(f"{data.name}: label {wrong!r} is none of data.label.classes; add it, or clean it away")
-    return np.array([index[name] for name in names], dtype=np.int64)
+    found = [np.array([index[name] for name in row], dtype=np.int64) for row in rows]
+    return found if feature.kind == "tokens" else found[0]
 
 
 def _tokenizer(data: Path, request: TrainRequest, out: Path) -> Any:
@@ -128,17 +133,20 @@ def _tokenizer(data: Path, request: TrainRequest, out: Path) -> Any:
         tokenizer = tokenizer_of(out, request.feature)
     else:
         of_train = batches(data, request.feature, request.label, ("train",))
-        tokenizer = fit_tokenizer(request.feature, (text for _, texts, _ in of_train for text in texts))
+        texts = (row if isinstance(row, str) else " ".join(row) for _, rows, _ in of_train for row in rows)
+        tokenizer = fit_tokenizer(request.feature, texts)
     write_whole(out / "tokenizer.json", tokenizer.to_str())
     return tokenizer
 
 
-def fit_tokenizer(feature: TextFeature, texts: Any) -> Any:
-    """Fit a byte-level BPE (Sennrich 2016) on an iterable of texts; id 0 is the padding."""
+def fit_tokenizer(feature: Texts, texts: Any) -> Any:
+    """Fit a byte-level BPE (Sennrich 2016) on an iterable of texts; id 0 is the padding. Of tagged words the case is
+    kept: it tells names."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    lower = [] if feature.kind == "tokens" else [normalizers.Lowercase()]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), *lower])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

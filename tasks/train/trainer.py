@@ -12,6 +12,7 @@ import json
 import math
 import os
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from tasks.spec.errors import BadRequest
 from tasks.spec.train import Train
 from tasks.train import learn
-from tasks.train.batches import Loader, open_split, seed_of, shares, steps_of_epoch
+from tasks.train.batches import Loader, lengths_of, open_split, seed_of, shares, steps_of_epoch
 from tasks.train.failing import Diverged, recipe_at_fault
 from tasks.train.fence import Fence, own_attempt
 from tasks.train.gang import ACCUMULATE
@@ -61,8 +62,8 @@ class Trainer:
         torch.use_deterministic_algorithms(self.train.deterministic, warn_only=True)
         self.device = torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         feature = TypeAdapter(Feature).validate_python(job["feature"])
-        task = task_of(self.train, feature, job["num_classes"], load_stats(folder), folder)
-        self.task = Task(task.network.to(self.device), task.loss)
+        task = task_of(self.train, feature, tuple(job["classes"]), load_stats(folder), folder)
+        self.task: Task = task._replace(network=task.network.to(self.device))
         self.data = {name: open_split(folder / "arrays", name) for name in ("train", "validation")}
         self.loader = Loader(self.device, trim=getattr(task.network, "any_width", False))
         self.accumulate = max(self.train.accumulate, int(os.environ.get(ACCUMULATE, "1")))
@@ -101,6 +102,11 @@ class Trainer:
         self.call = compiled(self.strategy.call) if self.train.compile else self.strategy.call
         self.keeper.cut(self.place.steps(self.per_epoch))
 
+    @cached_property
+    def lengths(self) -> np.ndarray | None:
+        """How many tokens each training row has, where a batch is as wide as its longest row."""
+        return lengths_of(self.data["train"]) if self.loader.trim else None
+
     @property
     def stalled(self) -> bool:
         return self.place.epoch - self.place.best_epoch >= self.train.stopping.patience_epochs
@@ -113,8 +119,10 @@ class Trainer:
         line = {"epoch": self.place.epoch, "train_loss": train_loss, "step": self.place.epoch * self.per_epoch}
         line |= self.validate() | {"learning_rate": self.rate, "gradient_norm": self.norm}
         line |= self.meter.end(self.per_epoch)
-        best = line["validation_loss"] < self.place.best_loss - 1e-6
-        self.place = self.place.better(line["validation_loss"]) if best else self.place
+        metric, loss = self.train.stopping.metric, line["validation_loss"]
+        cost = loss if metric == "loss" else -line[f"validation_{metric}"]
+        best = cost < self.place.best_cost - 1e-6
+        self.place = self.place.better(cost, loss) if best else self.place
         self.keeper.remember(self.place, line, self.strategy, self.optimiser, best)
         self.watch.beat()
 
@@ -124,9 +132,10 @@ class Trainer:
         self.call.train()
         data, place = self.data["train"], self.place
         asked = (len(data), self.train.batch_size, self.train.seed, place.epoch + 1, self.rank, self.world)
+        lengths = self.lengths if self.train.similar_lengths else None
         total = torch.tensor(place.loss_sum / self.world, device=self.device)
         before: Tensor | None = None
-        for x, y in self.loader.stream(data, shares(*asked, done=place.step)):
+        for x, y in self.loader.stream(data, shares(*asked, done=place.step, lengths=lengths)):
             loss = self.step(x, y)
             # One step late, so that nothing waits for a GPU.
             self.check("training", before)
@@ -204,24 +213,27 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss and accuracy on the validation split, each rank on its share; every rank in as many passes."""
+        """Loss and scores on the validation split, each rank on its share; every rank in as many passes."""
         network = self.strategy.network.eval()
         data = self.data["validation"]
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        mine = np.arange(self.rank, len(data), self.world)
+        sums: Tensor | float = 0.0
+        share = np.arange(self.rank, len(data), self.world)
         for start in range(0, -(-len(data) // self.world), VALIDATION_ROWS):
-            rows = mine[start : start + VALIDATION_ROWS]
+            rows = share[start : start + VALIDATION_ROWS]
             # A rank without rows of its own takes part where the pass is an exchange.
             x, y = self.loader.load(data, rows if len(rows) else np.zeros(1, dtype=np.int64))
             with recipe_at_fault(self.rank), self.narrow():
                 logits = network(x)
                 loss = self.task.loss(logits, y)
-            sums += torch.stack([loss, (logits.argmax(1) == y).double().mean(), torch.ones_like(loss)]) * len(rows)
+                counts = self.task.score.counts(logits, y)
+            mine = torch.stack([loss.double() * len(rows), torch.full_like(loss, len(rows)).double()])
+            sums = sums + torch.cat([mine, counts if len(rows) else torch.zeros_like(counts)])
             self.watch.beat()
-        loss, correct, count = self.reduce(sums).tolist()
+        loss, count, *counts = self.reduce(sums).tolist()
         if not math.isfinite(loss):
             self.check("validation", torch.tensor(loss))
-        return {"validation_loss": loss / count, "validation_accuracy": correct / count}
+        scores = self.task.score.metrics(counts)
+        return {"validation_loss": loss / count} | {f"validation_{name}": value for name, value in scores.items()}
 
     def reduce(self, value: Tensor) -> Tensor:
         if self.world > 1:

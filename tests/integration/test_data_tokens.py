@@ -21,7 +21,7 @@ from tasks.data.version import version
 from tasks.spec.clean import Allowed, DropDuplicates
 from tasks.spec.data import Label, Split
 from tasks.spec.errors import BadRequest
-from tasks.spec.feature import NO_TAG, TokensFeature, columns_to_rows, encode, encode_tags
+from tasks.spec.feature import TokensFeature, columns_to_rows, encode
 from tasks.spec.requests import (
     CleanRequest,
     IngestRequest,
@@ -30,6 +30,7 @@ from tasks.spec.requests import (
     VersionRequest,
 )
 from tasks.spec.source import FilesSource
+from tasks.spec.tokens import NO_TAG, encode_tags
 from tasks.spec.validation import Expectations, LabelRules
 from tasks.spec.value import RoomRef
 from tasks.store.manifest import write_manifest
@@ -175,6 +176,6 @@ def test_a_tag_stands_at_its_words_first_piece():
     first = next(place for place, word in enumerate(pieces.word_ids) if word == 3)
     assert y[0, first] == 2
     assert encode(FEATURE, rows[:1], tokenizer, pad_to_longest=True).shape == (1, len(pieces.ids))
-    for bad in ([["a b"]], [[""]], [[]], ["Bob"], [["x" * 10_001]]):
+    for bad in ([["a b"]], [[""]], [[]], [" "], [3], [["x" * 10_001]]):
         with pytest.raises(BadRequest):
             encode(FEATURE, bad, tokenizer)

@@ -11,6 +11,7 @@ import pytest
 from tasks.spec.errors import BadRequest
 from tasks.spec.requests import CompressRequest
 from tasks.store.room import Room
+from tasks.train.batches import shares
 from tasks.train.brought import encoder_sha256
 from tasks.train.fit import fit
 
@@ -194,3 +195,33 @@ def test_every_strategy_has_the_loss_curve_of_one_process(train_request, tmp_pat
     assert line["learning_rate"] < 0.0005 < 0.003, "the cosine came down"
     assert line["gradient_norm"] > 0
     assert line["wire_bytes"] == 26 * 3 * 4 * (64 * 32 + 32 + 32 * 10 + 10)
+
+
+def test_an_encoder_tags_words_at_their_first_pieces_and_every_way_of_sharing_is_the_same(
+    train_request, make_dataset, tmp_path
+):
+    """Rows have other numbers of tags: a batch in parts, on one rank or two, has the loss of the whole."""
+    rng, encoder = np.random.default_rng(0), write_encoder(tmp_path / "encoder")
+    words = [list(rng.choice(WORDS["ham"] + WORDS["spam"], rng.integers(1, 9))) for _ in range(240)]
+    tags = [" ".join("B-X" if word in WORDS["spam"] else "O" for word in row) for row in words]
+    data = make_dataset({"tokens": [" ".join(row) for row in words]}, tags)
+    asked = {"recipe": {"kind": "pretrained", "folder": str(encoder), "dropout": 0.0}, "batch_size": 16}
+    asked |= {"stopping": {"max_epochs": 3, "patience_epochs": 3, "metric": "entity_f1"}, "similar_lengths": True}
+    asked |= {"optimiser": {"name": "adamw", "learning_rate": 0.01}, "class_weights": "balanced"}
+    feature, curves = TEXT | {"kind": "tokens"}, []
+    for way in ({"ranks": 1}, {"ranks": 2, "accumulate": 2}):
+        request = train_request(data, feature, ["O", "B-X"], **asked, **way)
+        request = request.model_copy(update={"encoder_sha256": encoder_sha256(encoder)})
+        room = Room(tmp_path, f"trained-{way['ranks']}")
+        done = fit(request, room.begin(), None, lambda line: None, encoder=encoder)
+        curves.append([(line["train_loss"], line["validation_loss"]) for line in history(room.path)])
+    assert np.abs(np.array(curves[0]) - np.array(curves[1])).max() < SAME_LOSS
+    assert history(room.path)[-1]["validation_entity_f1"] > 0.95
+    assert compressed(request, room, done).parity_max_difference < 1e-4
+    for rank_rows in (1, 2):
+        assert sorted(len(rows) for rows in shares(100, 8, 0, 1, 0, rank_rows, lengths=np.arange(100))) == 12 * [
+            8 // rank_rows
+        ]
+    order = np.concatenate(list(shares(100, 8, 0, 1, 0, 1, lengths=np.arange(100))))
+    assert len(set(order)) == 96
+    assert max(np.ptp(batch) for batch in shares(100, 8, 0, 1, 0, 1, lengths=np.arange(100))) < 16

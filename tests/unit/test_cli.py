@@ -107,7 +107,10 @@ def test_validate_prints_the_effective_file(drydock: Command) -> None:
     assert effective["train"]["recipe"]["hidden"] == [128, 64]
 
 
-@pytest.mark.parametrize("options", [(), ("--feature", "text"), ("--feature", "image"), ("--own-model",)])
+KINDS = [("--feature", kind) for kind in ("text", "image", "tokens")]
+
+
+@pytest.mark.parametrize("options", [(), *KINDS, ("--own-model",)])
 def test_a_new_workload_validates_as_it_is(drydock: Command, tmp_path: Path, options: tuple[str, ...]) -> None:
     assert drydock("new", "parcels", *options)[0] == 0
     assert drydock("validate", "parcels")[0] == 0

@@ -141,6 +141,36 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path, old, new, words):
         assert word in line
 
 
+TAGGED = """
+name: boats
+data:
+  source: {kind: files, path: boats.jsonl}
+  feature: {kind: tokens}
+  label: {column: tags, classes: [O, B-x, I-x]}
+train: {recipe: {kind: transformer}, stopping: {metric: entity_f1}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("kind: tokens", "kind: text", ["train.stopping.metric = 'entity_f1'", "must be loss or accuracy"]),
+        ("B-x, I-x", "B-x, I x", ["data.label.classes: 'I x'", "white space"]),
+        ("train:", "evaluate: {groups: [tokens]}\ntrain:", ["evaluate.groups", "evaluate.slices"]),
+        (
+            "train:",
+            "compress: {variants: [{kind: distilled, student: {kind: transformer}}]}\ntrain:",
+            ["compress.variants: 'distilled'", "tags words"],
+        ),
+        ("kind: transformer", "kind: text-cnn", ["'tokens'", "transformer, pretrained, model.py"]),
+    ],
+)
+def test_what_does_not_fit_tagged_words_is_refused(tmp_path, old, new, words):
+    load_workload(write(tmp_path / "right", TAGGED), "boats")
+    message = refusal(tmp_path, TAGGED.replace(old, new, 1))
+    assert all(word in message for word in words), message
+
+
 @pytest.mark.parametrize("text", ["", "boats", "- a", "null", "3"])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
     assert "mapping" in refusal(tmp_path, text)

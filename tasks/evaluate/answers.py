@@ -1,0 +1,85 @@
+"""What a package answered on the holdout beside what is true: one class a row here, tags in ``tagged.py``.
+
+    B rows   K classes
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from tasks.evaluate.metrics import confusion, macro_f1, measure, wilson
+from tasks.evaluate.tagged import TagAnswers
+from tasks.spec.feature import Feature
+from tasks.spec.rules import Measurement
+
+
+class Answers(Protocol):
+    """Each class on the holdout's rows; ``flat`` is for confusion and calibration: true classes and probabilities."""
+
+    names: tuple[str, ...]
+
+    @property
+    def flat(self) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def measure(self) -> tuple[Measurement, ...]:
+        """Return all that is known overall and by class."""
+
+    def measure_part(self, where: str, rows: np.ndarray) -> list[Measurement]:
+        """Return the main metrics on some rows: a mask [B], or their numbers."""
+
+    def instead(self, rows: np.ndarray, probabilities: np.ndarray) -> Answers:
+        """Return other answers to some of the rows, given by their numbers."""
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return label, prediction and probabilities of each row, as ``predictions.parquet`` has them."""
+
+
+def answers_of(feature: Feature, true: Any, probabilities: np.ndarray, names: tuple[str, ...]) -> Answers:
+    """``true`` as ``read_split`` returns it, ``probabilities`` as ``Package.predict`` does."""
+    kind = TagAnswers if feature.kind == "tokens" else ClassAnswers
+    return kind(true, probabilities, names)
+
+
+class ClassAnswers(NamedTuple):
+    """``true`` int64 [B], ``probabilities`` [B, K]."""
+
+    true: np.ndarray
+    probabilities: np.ndarray
+    names: tuple[str, ...]
+
+    @property
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.true, self.probabilities
+
+    @property
+    def predicted(self) -> np.ndarray:
+        return self.probabilities.argmax(axis=1)
+
+    def measure(self) -> tuple[Measurement, ...]:
+        return measure(self.true, self.probabilities, self.names)
+
+    def measure_part(self, where: str, rows: np.ndarray) -> list[Measurement]:
+        true, predicted = self.true[rows], self.predicted[rows]
+        n, hits = len(true), int((true == predicted).sum())
+        if not n:
+            # Still there with no samples: a rule on it is inconclusive then, and no error.
+            return [Measurement(metric=name, slice=where, value=0.0, samples=0) for name in ("accuracy", "macro_f1")]
+        low, high = wilson(hits, n)
+        matrix = confusion(true, predicted, len(self.names))
+        there = matrix.sum(axis=1) > 0
+        return [
+            Measurement(metric="accuracy", slice=where, value=hits / n, samples=n, low=low, high=high),
+            Measurement(metric="macro_f1", slice=where, value=macro_f1(matrix, there), samples=n),
+        ]
+
+    def instead(self, rows: np.ndarray, probabilities: np.ndarray) -> ClassAnswers:
+        return self._replace(true=self.true[rows], probabilities=probabilities)
+
+    def columns(self) -> dict[str, list[Any]]:
+        return {
+            "label": [self.names[k] for k in self.true],
+            "prediction": [self.names[k] for k in self.predicted],
+            "probabilities": list(self.probabilities),
+        }

@@ -1,0 +1,65 @@
+"""What is made small: the mean over the rows of a classifier's cross entropy, or of a tagger's.
+
+A batch that is divided, among ranks or into parts, has the loss of the whole one: each part's mean counts by its rows.
+
+    B rows   T tokens   K classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tasks.spec.feature import Feature
+from tasks.spec.train import Train
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def loss_of(train: Train, feature: Feature, num_classes: int, folder: Path) -> Loss:
+    """Return the loss that a train section asks for; ``folder`` holds the prepared arrays."""
+    y = np.load(folder / "arrays" / "train.y.npy", mmap_mode="r", allow_pickle=False)
+    weights = class_weights(y, num_classes) if train.class_weights == "balanced" else None
+    if feature.kind == "tokens":
+        return tagging(train.label_smoothing, weights, float((y >= 0).sum()) / len(y))
+    return cross_entropy(train.label_smoothing, weights)
+
+
+def cross_entropy(smoothing: float, weights: Tensor | None = None) -> Loss:
+    """Return the loss of a classifier (Szegedy et al. 2015 for the smoothing); ``weights`` [K] of the classes."""
+    if weights is None:
+        return lambda logits, target: nn.functional.cross_entropy(logits, target, label_smoothing=smoothing)
+
+    def weighted(logits: Tensor, target: Tensor) -> Tensor:
+        each = nn.functional.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
+        of_class = weights.to(logits.device)
+        # By the number of rows, not by their weights: a batch in parts has the loss of the whole.
+        return (each * (target @ of_class if target.is_floating_point() else of_class[target])).mean()
+
+    return weighted
+
+
+def tagging(smoothing: float, weights: Tensor | None, tags_a_row: float) -> Loss:
+    """Return the loss of a tagger, logits [B, K, T] and targets int64 [B, T]: the sum over a row's tags, by how many a
+    row has in the mean of the training split. So each tag counts the same in whatever batch it stands."""
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        of_class = None if weights is None else weights.to(logits.device)
+        total = nn.functional.cross_entropy(logits, target, of_class, reduction="sum", label_smoothing=smoothing)
+        return total / (len(target) * tags_a_row)
+
+    return loss
+
+
+def class_weights(y: np.ndarray, num_classes: int) -> Tensor:
+    """Return a weight for each class, such that all classes weigh the same and a row, or a tag, 1 in the mean.
+
+    ``y``: class indices [B] or [B, T], below 0 where there is none; or a student's probabilities [B, K].
+    """
+    counts = y.sum(axis=0) if y.dtype.kind == "f" else np.bincount(y[y >= 0], minlength=num_classes)
+    there = counts > 0
+    return torch.from_numpy(np.where(there, counts.sum() / (there.sum() * np.maximum(counts, 1)), 0).astype("float32"))
