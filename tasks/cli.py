@@ -118,14 +118,14 @@ def status(efficiency: bool, as_json: bool) -> None:
 @click.argument("name", required=False)
 @click.option("-n", "lines", default=100, show_default=True, help="how many lines")
 def logs(name: str | None, lines: int) -> None:
-    """Show the log of a service, a replica or a job (no NAME: list them)."""
-    from tasks.command.logs import known_logs, log_path
+    """Show the log of a service, a replica or a job, or of a run by Airflow's id (no NAME: list the first three)."""
+    from tasks.command.logs import known_logs, read_log
 
     site = Site()
     if name is None:
         click.echo("\n".join(sorted(known_logs(site))))
         return
-    click.echo("\n".join(log_path(site, name).read_text(errors="replace").splitlines()[-lines:]))
+    click.echo("\n".join(read_log(site, name).splitlines()[-lines:]))
 
 
 @cli.command()

@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     import httpx
 
 
+class ServesAlready(Refused):
+    """The version that is to be released is the champion."""
+
+
 class Order(Value):
     """What is asked: which version (none for a rollback: the previous one), by whom, why, under which intent."""
 
@@ -135,10 +139,14 @@ def roll(order: Order, site: Site) -> RolloutState:
 
 
 def check_champion(order: Order, site: Site) -> None:
-    """Raise Refused where another version serves than the one that the review was shown."""
+    """Hold what serves against what the review was shown.
+
+    Raises:
+        ServesAlready: the version itself serves. Refused: another one than was shown.
+    """
     champion = site.ledger.champion(order.workload)
     if champion and champion.version == order.version:
-        raise Refused(f"{order.workload}: version {order.version} serves already")
+        raise ServesAlready(f"{order.workload}: version {order.version} serves already")
     if (champion.version if champion else None) != order.expected_champion:
         found = f"version {champion.version}" if champion else "nothing"
         shown = f"version {order.expected_champion}" if order.expected_champion else "nothing"

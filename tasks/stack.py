@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tasks import UNTOLD
+from tasks.engines.program import succeeding
 from tasks.engines.supervisor import Program, Supervisor
 from tasks.orchestrate.api import AirflowApi
 from tasks.orchestrate.environment import airflow_environment
@@ -54,7 +55,7 @@ def programs(site: Site) -> list[Program]:
     ]
     own = site.settings.environment | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
     return [
-        _program(site, "gateway", command(site.settings), {}, priority=100),
+        _program(site, "gateway", command(site.settings), _gateway_ports(site), priority=100),
         _program(site, "mlflow", _mlflow_command(site), _mlflow_environment(), priority=100),
         _program(site, "fork-server", _fork_server_command(site), own | MLFLOW_ENVIRONMENT, priority=400),
         _program(site, "reconciler", (sys.executable, "-m", "tasks.reconciler"), own),
@@ -94,7 +95,9 @@ def down(site: Site, purge: bool) -> None:
     if site.settings.training_engine != "process":
         site.training_engine.remove_all()
     if purge and site.home.is_dir():
-        if not (site.home / "state.json").is_file():
+        # A command that was refused before ``up`` may have left a lock, and no state yet.
+        foreign = {path.name for path in site.home.iterdir()} - {"events.jsonl", "locks", "logs", "private"}
+        if foreign and not (site.home / "state.json").is_file():
             raise BadRequest(f"{site.home}: holds no state.json, so it is no state of ours; remove it by hand")
         shutil.rmtree(site.home)
 
@@ -195,13 +198,19 @@ def _program(
 ) -> Program:
     return Program(
         name=name,
-        command=line,
+        command=succeeding(Supervisor(site.home).folder / "groups" / name, line),
         environment=environment,
         folder=str(site.home),
         log=str(site.home / "logs" / f"{name}.log"),
         stop_seconds=stop_seconds,
         priority=priority,
     )
+
+
+def _gateway_ports(site: Site) -> dict[str, str]:
+    """What Envoy reads from its files at its start: with other ports it is another program, and is started anew."""
+    settings = site.settings
+    return {"GATEWAY_PORT": str(settings.gateway_port), "GATEWAY_ADMIN_PORT": str(settings.gateway_admin_port)}
 
 
 def _mlflow_command(site: Site) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
+from ports import free_port
 
 # How long one example takes says nothing on a machine that others use too; each test has its own limit.
 settings.register_profile("drydock", deadline=None)
@@ -308,14 +309,6 @@ def _healthy(url: str) -> bool:
         return httpx.get(url, timeout=2, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

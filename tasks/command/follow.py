@@ -57,7 +57,7 @@ def failure(api: AirflowApi, dag_id: str, run_id: str, tasks: list[dict[str, Any
         return DrydockError(f"{dag_id}: run {run_id} failed without a failed task")
     task = failed[0]
     error = last_error(api.task_log(dag_id, run_id, task))
-    return type(error)(f"{dag_id}.{_name(task)}: {error}")
+    return type(error)(f"{dag_id}.{task_name(task)}: {error}")
 
 
 def last_error(log: str) -> DrydockError:
@@ -75,8 +75,8 @@ def _tell(task: dict[str, Any], told: set[tuple[str, int]], say: Say) -> None:
         return
     told.add(key)
     seconds = f"{task['duration']:.1f} s" if task["duration"] else ""
-    say(f"{_name(task):<20} {MARKS[task['state']]:<8} {seconds:>8}")
+    say(f"{task_name(task):<20} {MARKS[task['state']]:<8} {seconds:>8}")
 
 
-def _name(task: dict[str, Any]) -> str:
+def task_name(task: dict[str, Any]) -> str:
     return task["task_id"] if task["map_index"] < 0 else f"{task['task_id']}[{task['map_index']}]"

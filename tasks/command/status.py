@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 from tasks.engines.supervisor import Supervisor
@@ -10,6 +11,8 @@ from tasks.spec.errors import DrydockError
 from tasks.spec.load import load_workload, workload_names
 from tasks.store.events import read_events
 
+MOST_EVENTS = 8
+LOW_BYTES = 256 << 20
 TOLD = {
     *("failure", "refusal", "review", "approval", "rejection"),
     *("promotion", "rollback", "alias", "route", "notification"),
@@ -21,8 +24,22 @@ def status_of(site: Site) -> dict[str, Any]:
     return {
         "services": _services(site),
         "workloads": [_workload(site, name) for name in workload_names(site.workloads)],
-        "events": [event for event in read_events(site.home, 200) if event["kind"] in TOLD][-8:],
+        "events": _events(site),
+        "free_bytes": shutil.disk_usage(site.home).free if site.home.is_dir() else None,
     }
+
+
+def _events(site: Site) -> list[dict[str, Any]]:
+    """The newest events; one that came again and again, as in an outage, is told once with how often."""
+    events: list[dict[str, Any]] = []
+    for event in read_events(site.home, 200):
+        if event["kind"] not in TOLD:
+            continue
+        same = next((old for old in events if old["message"] == event["message"]), None)
+        if same:
+            events.remove(same)
+        events.append(event | {"times": same["times"] + 1 if same else 1})
+    return events[-MOST_EVENTS:]
 
 
 def _services(site: Site) -> dict[str, str]:
@@ -40,8 +57,8 @@ def _workload(site: Site, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {"workload": name, "problem": ""}
     try:
         load_workload(site.workloads, name)
-    except DrydockError as error:
-        return found | {"problem": str(error)}
+    except DrydockError as error:  # what serves goes on serving
+        found["problem"] = str(error)
     if not (site.home / "ledger.db").exists():
         return found | {"champion": None, "services": []}
     champion = site.ledger.champion(name)
@@ -95,25 +112,35 @@ def status_text(found: dict[str, Any]) -> str:
     lines = ["SERVICES"]
     services = found["services"] or {"": "nothing runs; ./drydock up starts it"}
     lines += [f"  {name:<24} {state}" for name, state in services.items()]
+    if found["free_bytes"] is not None and found["free_bytes"] < LOW_BYTES:
+        lines.append(f"  {'disk':<24} {found['free_bytes'] / 1e6:.1f} MB are free; make room before the next run")
     lines.append("WORKLOADS")
     for workload in found["workloads"]:
         champion = workload.get("champion")
-        state = workload["problem"] or (f"champion: version {champion}" if champion else "no champion yet")
+        state = f"champion: version {champion}" if champion else "no champion yet"
         lines.append(f"  {workload['workload']:<24} {state}")
+        if workload["problem"]:
+            lines.append(f"    its file is wrong: {workload['problem']}")
         if workload.get("in_progress"):
             lines.append(f"    in progress: {workload['in_progress']}")
         if rollout := workload.get("rollout"):
             lines.append(_rollout_line(rollout))
         lines += [_service_line(row) for row in workload.get("services", ())]
     lines.append("LAST EVENTS")
-    lines += [f"  {e['at'][:19]}  {e['kind']:<10} {e['message']}" for e in found["events"]] or ["  none"]
+    lines += [_event_line(event) for event in found["events"]] or ["  none"]
     return "\n".join(lines)
 
 
+def _event_line(event: dict[str, Any]) -> str:
+    times = f" ({event['times']} times)" if event["times"] > 1 else ""
+    return f"  {event['at'][:19]}  {event['kind']:<10} {event['message']}{times}"
+
+
 def _rollout_line(rollout: dict[str, Any]) -> str:
-    where = f" at {rollout['stage']} of {', '.join(rollout['stages'])}" if rollout["phase"] == "running" else ""
+    runs = rollout["phase"] == "running"
+    where = f" at {rollout['stage']} of {', '.join(rollout['stages'])}" if runs else ""
     why = f": {rollout['why']}" if rollout["why"] else ""
-    return f"    rollout of version {rollout['version']}: {rollout['phase']}{where}{why}"
+    return f"    {'' if runs else 'last '}rollout of version {rollout['version']}: {rollout['phase']}{where}{why}"
 
 
 def _service_line(row: dict[str, Any]) -> str:

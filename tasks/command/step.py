@@ -10,7 +10,7 @@ from typing import Any
 from tasks.site import Site
 from tasks.spec.errors import BadRequest, DrydockError, from_os
 from tasks.steps import parse_request, run_step
-from tasks.store.files import write_json
+from tasks.store.files import copy_folder, write_json
 
 
 def run_request(name: str, path: Path, out: Path | None, site: Site) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _run(name: str, path: Path, data: Any, out: Path | None, site: Site) -> dict
             raise BadRequest(f"{out}: is there already; name a new folder")
         working = out.with_name(f".{out.name}")
         shutil.rmtree(working, ignore_errors=True)
-        shutil.copytree(result["room"]["uri"], working)
+        copy_folder(Path(result["room"]["uri"]), working)
         working.rename(out)
     return result
 

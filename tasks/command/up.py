@@ -13,7 +13,7 @@ from tasks.orchestrate.environment import USER, password
 from tasks.orchestrate.pools import SLOT, sizes
 from tasks.site import Site
 from tasks.spec.errors import Refused, TryAgain
-from tasks.spec.load import load_workload
+from tasks.spec.load import load_workload, workload_names
 
 RELEASE_SECONDS = 60
 
@@ -22,15 +22,17 @@ def bring_up(site: Site, name: str | None, say: Say) -> None:
     """Start the services; take the workload to a live model if it has no champion; ask it once, and tell all.
 
     Raises:
-        DrydockError: one line on what failed and where its log is.
+        DrydockError: one line on what failed and where its log is. BadRequest: the workload's file is wrong; the
+            services run then.
     """
-    if name is not None:
-        load_workload(site.workloads, name)
+    if name is not None and name not in workload_names(site.workloads):
+        load_workload(site.workloads, name)  # says which there are
     stack.up(site, say)
     api = AirflowApi(site)
     for pool, slots in sizes(site.settings).items():
         api.set_pool(pool, slots, SLOT[pool])
     if name is not None:
+        load_workload(site.workloads, name)  # a wrong file keeps no service down
         if site.ledger.champion(name) is None:
             say(f"{name} has no champion: its retrain DAG runs now")
             before = {run["dag_run_id"] for run in api.runs(f"release_{name}", 100)}

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from tasks.spec.errors import BadRequest
-from tasks.store.files import sha256_file, write_whole
+from tasks.store.files import copy_folder, sha256_file, write_whole
 
 SUMS, RUNNER = "SHA256SUMS", "run.py"
 
@@ -28,7 +28,7 @@ def write_bundle(package: Path, out: Path) -> str:
         raise BadRequest(f"{out}: is there already; name a new folder")
     working = out.with_name(f".{out.name}.writing")
     shutil.rmtree(working, ignore_errors=True)
-    shutil.copytree(package, working)
+    copy_folder(package, working)
     shutil.copyfile(Path(__file__).with_name("runner.py"), working / RUNNER)
     lines = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(working.iterdir())]
     write_whole(working / SUMS, "".join(lines))

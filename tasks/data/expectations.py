@@ -8,7 +8,6 @@ for memory is validated.
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +22,7 @@ from tasks.data.table import empty_room, write_table
 from tasks.data.user_suites import Suite, read_suite, suite_files, suites_sha256
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.requests import ValidateDataRequest, ValidateDataResult
-from tasks.store.files import write_json
+from tasks.store.files import copy_folder, write_json
 from tasks.store.room import open_room
 
 if TYPE_CHECKING:
@@ -148,7 +147,7 @@ def _run(batches: list[tuple[Suite, pd.DataFrame]], docs: Path) -> dict[str, Any
         found = {suite.name: _run_suite(context, source, suite, frame) for suite, frame in batches}
         # Once for all: as a checkpoint's action it would build the whole site for each.
         context.build_data_docs()
-        shutil.copytree(Path(folder) / DOCS, docs)
+        copy_folder(Path(folder) / DOCS, docs)
     return found
 
 

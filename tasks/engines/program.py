@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ class Program(Value):
         for name, value in self.environment.items():
             _refuse_uncarried(name, value)
         return self
+
+
+def succeeding(file: Path, command: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a command that first ends what its last start left (``successor``); ``file`` remembers each start."""
+    return (sys.executable, "-I", "-S", str(Path(__file__).with_name("successor.py")), str(file), *command)
 
 
 def render_ini(program: Program, home: Path) -> str:

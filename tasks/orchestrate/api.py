@@ -70,6 +70,11 @@ class AirflowApi:
         except BadRequest:
             return []
 
+    def dag_of(self, run_id: str) -> str | None:
+        """Return the DAG of a run, None where no DAG has such a run."""
+        found = self.call("GET", "/dags/~/dagRuns", run_id_pattern=run_id, limit=100)["dag_runs"]
+        return next((run["dag_id"] for run in found if run["dag_run_id"] == run_id), None)
+
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Return a run's task instances."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances"

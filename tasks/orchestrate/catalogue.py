@@ -24,6 +24,11 @@ def broken() -> list[tuple[str, str, str]]:
     return [(dag_name(name), name, found) for name, found in _all().items() if isinstance(found, str)]
 
 
+def names() -> list[str]:
+    """Return the names of all workloads: what serves can be rolled back, whatever its file says by now."""
+    return [name for name in workload_names(Site().workloads) if dag_name(name) == name]
+
+
 def dag_name(folder: str) -> str:
     """Return a folder's name as Airflow allows it in a DAG's id; a folder may be called anything."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", folder)[:80]

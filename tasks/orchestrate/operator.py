@@ -37,7 +37,7 @@ MAPPED = ("trial", "compress", "evaluate")
 
 
 @contextlib.contextmanager
-def as_airflow(passing: type[DrydockError] | tuple[()] = ()) -> Iterator[None]:
+def as_airflow(passing: type[DrydockError] | tuple[type[DrydockError], ...] = ()) -> Iterator[None]:
     """Turn our errors into Airflow's: one that may pass is retried with back-off, any other fails at once.
 
     The message begins with the error's kind, so that a reader of the log knows what to do, and who follows the

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowSkipException
 
 from tasks.orchestrate.asked import actor_of, version_asked
 from tasks.orchestrate.operator import as_airflow
@@ -22,6 +25,17 @@ INLINE_SECONDS = 10
 POLL_SECONDS = 0.2
 
 
+@contextlib.contextmanager
+def _skipped_if_served() -> Iterator[None]:
+    """Where another release of the same version was quicker, the rest of this one is skipped: its end is reached."""
+    from tasks.delivery import ServesAlready
+
+    try:
+        yield
+    except ServesAlready as served:
+        raise AirflowSkipException(f"{served}: nothing is left to do") from None
+
+
 class ReleaseOperator(BaseOperator):
     """Does one action of a release or a rollback: ``tasks.delivery`` by name, with this run as the intent."""
 
@@ -35,7 +49,7 @@ class ReleaseOperator(BaseOperator):
     def _act(self, context: Any) -> Any:
         from tasks import delivery
 
-        with as_airflow():
+        with _skipped_if_served(), as_airflow(passing=delivery.ServesAlready):
             return delivery.ACTIONS[self.action](self._order(context), Site())
 
     def _order(self, context: Any) -> Any:
@@ -72,13 +86,13 @@ class RolloutOperator(ReleaseOperator):
         return self._wait(context)
 
     def _wait(self, context: Any) -> Any:
-        from tasks.delivery import roll
+        from tasks.delivery import ServesAlready, roll
         from tasks.release.rollouts import RolloutActive
 
         order, site, until = self._order(context), Site(), time.monotonic() + INLINE_SECONDS
         while time.monotonic() < until:
             try:
-                with as_airflow(passing=RolloutActive):
+                with _skipped_if_served(), as_airflow(passing=(RolloutActive, ServesAlready)):
                     state = roll(order, site)
             except RolloutActive as other:
                 self.log.info("waiting: %s", other)

@@ -16,7 +16,7 @@ from tasks.serve.package import Package, open_package
 from tasks.spec.privacy import Receipt
 from tasks.spec.requests import RegisterRequest, RegisterResult, ValidateDataResult
 from tasks.spec.value import sha256_of
-from tasks.store.files import sha256_file, write_json
+from tasks.store.files import copy_folder, sha256_file, write_json
 from tasks.store.room import open_room
 from tasks.store.sign import key_id, sign_folder
 
@@ -64,7 +64,7 @@ def _keep_package(request: RegisterRequest, packages: Path, keys: Path) -> Path:
     final, working = packages / digest, packages / f".{digest}"
     if not final.is_dir():
         shutil.rmtree(working, ignore_errors=True)
-        shutil.copytree(request.chosen.package_uri, working)
+        copy_folder(Path(request.chosen.package_uri), working)
         sign_folder(working, keys)
         open_package(working, digest, keys)
         os.rename(working, final)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from pydantic import Field
 from tasks.registry.client import translated
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.value import Value, sha256_of
+from tasks.store.files import copy_folder
 from tasks.store.manifest import verify
 from tasks.store.sign import verify_folder_signature
 
@@ -80,7 +80,7 @@ def register(
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        shutil.copytree(package, folder / "package")
+        copy_folder(package, folder / "package")
         _write_mlmodel(folder, run_id)
         with translated(f"the package of {workload}"):
             client.log_artifacts(run_id, str(folder), _artifacts(tags[PACKAGE_TAG]))

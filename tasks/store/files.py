@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,17 @@ def write_whole(path: Path, content: bytes | str, mode: int = 0o644) -> None:
 
 def write_json(path: Path, data: Any, mode: int = 0o644) -> None:
     write_whole(path, json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n", mode)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder's files into a new folder. The first fault is raised as it is (``shutil.copytree`` goes on, and
+    ends in a list of all of them that no longer tells a full disk from anything else)."""
+    target.mkdir(parents=True)
+    for path in sorted(source.iterdir()):
+        if path.is_dir():
+            copy_folder(path, target / path.name)
+        else:
+            shutil.copy2(path, target / path.name)
 
 
 def sync_folder(folder: Path) -> None:

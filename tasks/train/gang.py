@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,12 @@ def main(arguments: list[str]) -> int:
     _import_what_ranks_need()
     watchdog = Watchdog(options.ranks)
     watchdog.start()
-    try:
-        elastic_launch(_config(options), work)(str(options.folder), options.nodes, watchdog)
-    except ChildFailedError as failed:
-        return _exit_code(failed)
+    # Its agent notes each rank's exception in files, for as long as it runs; left to itself it keeps them for ever.
+    with tempfile.TemporaryDirectory(prefix="drydock-gang-") as notes:
+        try:
+            elastic_launch(_config(options, notes), work)(str(options.folder), options.nodes, watchdog)
+        except ChildFailedError as failed:
+            return _exit_code(failed)
     return 0
 
 
@@ -88,7 +91,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _config(options: argparse.Namespace) -> Any:
+def _config(options: argparse.Namespace, notes: str) -> Any:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
     by_file = {} if options.nodes > 1 else {"store_type": "file"}
@@ -107,6 +111,7 @@ def _config(options: argparse.Namespace) -> Any:
         monitor_interval=MONITOR_SECONDS,
         start_method="fork",
         shutdown_timeout=SHUTDOWN_SECONDS,
+        logs_specs=DefaultLogsSpecs(log_dir=notes),
     )
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,20 +15,10 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 PORTS = ("AIRFLOW_PORT", "MLFLOW_PORT", "GATEWAY_PORT", "GATEWAY_ADMIN_PORT")
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 @dataclasses.dataclass

@@ -193,6 +193,8 @@ def test_the_rollback_dag_goes_to_any_version(stack: Any) -> None:
     run_id = api.trigger("rollback", {"workload": "digits", "to": "2", "reason": "forward by name"})
     assert finish(api, "rollback", run_id, 60) == "success"
     assert champion(stack) == "2"
+    assert "--- rollback: success" in stack.drydock("logs", run_id).stdout
+    stack.drydock("release", "digits", "2")  # serves already: nothing is left to do
     refused = stack.drydock("rollback", "digits", "--to", "77", "--reason", "x", expect=30)
     assert "77" in refused.stderr
     assert champion(stack) == "2"

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tasks.command.status import status_of, status_text
 from tasks.plan import request_for
 from tasks.site import Site
+from tasks.spec.errors import from_os
 from tasks.spec.load import load_workload
 from tasks.spec.settings import resolve
-from tasks.store.files import write_json
+from tasks.store.events import read_events, record_event
+from tasks.store.files import copy_folder, write_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,3 +59,19 @@ def test_a_full_disk_loses_nothing(small_disk: Path, tmp_path_factory: pytest.Te
     assert done.returncode == 0, done.stderr
     assert not (requests / "error.json").exists()
     assert len(list(small_disk.glob("rooms/ingest/[!.]*/manifest.json"))) == 1
+
+
+@pytest.mark.timeout(30)
+def test_a_copy_and_an_event_on_a_full_disk(small_disk: Path, tmp_path_factory: pytest.TempPathFactory, capsys) -> None:
+    """A copy of many files says what one of them met; an event that finds no room is told on stderr, and goes on."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("a", "b", "c"):
+        (source / name).write_bytes(os.urandom(200_000))
+    with pytest.raises(OSError, match="No space left") as caught:
+        copy_folder(source, small_disk / "copy")
+    assert "disk is full" in str(from_os(caught.value))
+    assert record_event(small_disk, "failure", "what happened")["message"] == "what happened"
+    assert "what happened" in capsys.readouterr().err
+    assert read_events(small_disk) == []
+    told = status_text(status_of(Site(resolve({"DRYDOCK_HOME": str(small_disk), "DRYDOCK_ROOT": str(ROOT)}))))
+    assert "MB are free; make room" in told

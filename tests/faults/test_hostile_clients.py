@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from ports import free_port
 
 from tasks.release.gateway import Gateway, command
 from tasks.release.model import Backend, Route
@@ -38,12 +39,6 @@ class Served(NamedTuple):
     port: int
     envoy: int
     server: int
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ports import free_port
 
 from tasks.engines.log_file import CHUNK_BYTES
 from tasks.engines.process import ProcessEngine
-from tasks.engines.program import Program, render_ini
+from tasks.engines.program import Program, render_ini, succeeding
 from tasks.engines.protocol import Job, JobState, Service
 from tasks.engines.supervisor import Supervisor, stray
 from tasks.spec.errors import BadRequest, TryAgain
@@ -96,6 +97,26 @@ def test_a_killed_replica_comes_back_on_its_port(engine, tmp_path):
     _until(lambda: engine.supervisor.info("svc-digits-0-0").pid not in (0, pid))
     _until(lambda: _answers(replica.url))
     assert engine.replicas("digits-0") == (replica,)
+
+
+def test_a_killed_launcher_leaves_no_child_on_its_port(engine, tmp_path):
+    """As MLflow's: the process that supervisord started is not the one that listens."""
+    port = free_port()
+    listen = f"{sys.executable} -m http.server {port} --bind 127.0.0.1"
+    launcher = ("sh", "-c", f"{listen} & wait")
+    program = Program(
+        name="launcher", command=succeeding(engine.supervisor.folder / "groups" / "launcher", launcher),
+        folder=str(tmp_path), log=str(tmp_path / "launcher.log"),
+    )  # fmt: skip
+    engine.supervisor.add(program)
+    url = f"http://127.0.0.1:{port}"
+    _until(lambda: _answers(url))
+    pid = engine.supervisor.info("launcher").pid
+    (child,) = psutil.Process(pid).children()
+    os.kill(pid, signal.SIGKILL)
+    _until(lambda: _gone(child) and _answers(url))
+    assert psutil.Process(engine.supervisor.info("launcher").pid).children()
+    assert "Address already in use" not in (tmp_path / "launcher.log").read_text()
 
 
 def test_a_killed_supervisor_is_started_again_without_strays(engine, tmp_path):

@@ -10,7 +10,6 @@ import hashlib
 import http.client
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from tasks.release.gateway import Gateway, command
 from tasks.release.ledger import Ledger
@@ -117,12 +117,6 @@ def parts_at(home: str | Path, ports: tuple[int, int], ledger_home: str | Path |
     settings = resolve({}, home=str(home), gateway_port=ports[0], gateway_admin_port=ports[1])
     where = Path(ledger_home or home)
     return Parts(Ledger(where), Gateway(settings), FileAliases(where / "aliases.json"), Rollouts(where))
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 class Stack:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ports import free_port
 
 from tasks.data.ingest import ingest, resolve
 from tasks.spec.data import Label
@@ -27,14 +28,6 @@ from tasks.spec.source import S3Source, SqlSource
 pytestmark = pytest.mark.timeout(120)
 LABEL = Label(classes=("x", "y"))
 TABLE = TableFeature(kind="table", columns=("a",))
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def run(folder: Path, source, feature, secrets):

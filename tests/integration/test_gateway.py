@@ -17,6 +17,7 @@ import threading
 import time
 
 import pytest
+from ports import free_port
 
 from tasks.release.gateway import Gateway, command
 from tasks.release.model import Backend, Replay, Route
@@ -83,12 +84,6 @@ server = Server(("127.0.0.1", int(sys.argv[2])), Handler)
 print(server.server_port, flush=True)
 server.serve_forever()
 """
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import datetime as dt
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
+from ports import free_port
 
 from tasks.orchestrate.environment import airflow_environment
 from tasks.release.model import Backend, GatewayState, Route, Version, service_name
@@ -107,12 +107,6 @@ def counted(requests: int, failures: int, slow: int) -> ServiceStats:
         (math.inf, requests - failures),
     )
     return ServiceStats(requests=requests, failures=failures, latency=latency if requests else ())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

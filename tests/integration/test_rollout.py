@@ -8,7 +8,6 @@ import http.client
 import itertools
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from tasks.release.controller import Hands, run, tick
 from tasks.release.gateway import Gateway, command
@@ -140,12 +140,6 @@ def ask(address: str, path: str, body: bytes | None = None) -> tuple[int, bytes]
         connection.request("POST" if body else "GET", path, body)
         response = connection.getresponse()
         return response.status, response.read()
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -3,14 +3,12 @@ container that it ran is held against the CIS rules."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import json
 import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
+from ports import free_ports
 
 from tasks.command.secrets import FOLDER, write_secrets
 from tasks.orchestrate.api import AirflowApi
@@ -132,14 +131,6 @@ class Stack:
 
 def cis_project(project: str) -> str:
     return f"com.docker.compose.project={project}"
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def docker(*arguments: str) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tasks.cli import cli, main
+from tasks.release.model import Version
+from tasks.site import Site
 
 ROOT = Path(__file__).parents[2]
 VERBS = {
@@ -124,6 +126,26 @@ def test_purge_refuses_a_folder_that_is_not_ours(drydock: Command, tmp_path: Pat
     assert code == 30
     assert "no state of ours" in err
     assert (tmp_path / "home" / "precious").exists()
+
+
+def test_purge_takes_what_a_refused_command_left(drydock: Command, tmp_path: Path) -> None:
+    (tmp_path / "home" / "locks").mkdir(parents=True)
+    assert drydock("down", "--purge")[0] == 0
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_wrong_file_hides_no_champion(drydock: Command, tmp_path: Path) -> None:
+    assert drydock("new", "parcels")[0] == 0
+    ledger = Site().ledger
+    target = Version(version="7", digest_sha256="a" * 64)
+    ledger.open_intent("parcels", "promote", target, None, actor="rita", reason="first", intent_id="i")
+    ledger.commit("i")
+    with (tmp_path / "workloads" / "parcels" / "workload.yaml").open("a") as file:
+        file.write("trian: {}\n")
+    code, out, _ = drydock("status")
+    assert code == 0
+    assert "parcels                  champion: version 7" in out
+    assert "its file is wrong: workloads/parcels/workload.yaml: trian" in out
 
 
 def test_a_state_of_another_schema_is_refused_with_the_way_out(drydock: Command, tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ TRIED = [
     ("retrain_mnist", "source_path", 3),
     ("rollback", "workload", "boats"),
     ("rollback", "reason", ""),
+    ("rollback", "reason", None),
     ("release_digits", "version", 3),
 ]
 TAKEN = [
@@ -302,7 +303,7 @@ import json, runpy, sys
 from airflow.sdk.definitions._internal.dag_parsing_context import _airflow_parsing_context_manager
 with _airflow_parsing_context_manager(dag_id=sys.argv[2], task_id="any"):
     found = runpy.run_path(sys.argv[1])
-    print(json.dumps([workload.name for workload in found["declared"]()]))
+    print(json.dumps([workload.name for workload in found["declared"]()] if "declared" in found else found["names"]()))
 """
 
 
