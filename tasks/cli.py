@@ -93,9 +93,20 @@ def validate(workload: str | None, as_json: bool) -> None:
 
     site = Site()
     names = [workload] if workload else workload_names(site.workloads)
-    found = {name: load_workload(site.workloads, name).model_dump(mode="json") for name in names}
-    text = yaml.safe_dump(found[workload], sort_keys=False) if workload else "\n".join(f"{n}: right" for n in names)
-    give(found, as_json, text.rstrip())
+    found: dict[str, Any] = {}
+    wrong: dict[str, str] = {}
+    for name in names:
+        try:
+            found[name] = load_workload(site.workloads, name).model_dump(mode="json")
+        except BadRequest as error:
+            if workload:
+                raise
+            wrong[name] = str(error)
+    if workload:
+        return give(found, as_json, yaml.safe_dump(found[workload], sort_keys=False).rstrip())
+    give(found, as_json, "\n".join(f"{name}: {wrong.get(name, 'right')}" for name in names))
+    if wrong:
+        raise BadRequest(f"{len(wrong)} of {len(names)} workload files can't be taken: {'; '.join(wrong.values())}")
 
 
 @cli.command()

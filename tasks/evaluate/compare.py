@@ -10,6 +10,7 @@ from tasks.evaluate.paired import against, agreement
 from tasks.evaluate.pareto import quality_of
 from tasks.evaluate.report import number
 from tasks.gate.judge import SEVERITY, judge
+from tasks.spec.metrics import declared
 from tasks.spec.requests import Candidate, Judged, JudgeRequest, JudgeResult
 from tasks.spec.rules import Evidence, Measurement, Verdict
 from tasks.spec.value import RoomRef
@@ -52,7 +53,7 @@ def _paired(candidate: Candidate, request: JudgeRequest) -> Measured:
     """What the same rows say about a candidate beside the champion, and beside the model as it was trained."""
     found = against(candidate.evaluation, request.champion) if request.champion else ()
     whole = next((c for c in request.candidates if c.variant == "fp32"), None)
-    return (*found, agreement(candidate.evaluation, whole.evaluation)) if whole else found
+    return declared((*found, agreement(candidate.evaluation, whole.evaluation)) if whole else found)
 
 
 def load_measurements(evaluation: RoomRef) -> Measured:

@@ -15,6 +15,7 @@ from tasks.evaluate.robust import measure_robustness
 from tasks.evaluate.slices import measure_slices
 from tasks.serve.package import Package
 from tasks.spec.errors import BadRequest
+from tasks.spec.metrics import declared
 from tasks.spec.requests import EvaluateRequest, EvaluateResult
 from tasks.spec.rules import Measurement
 from tasks.store.files import write_json
@@ -44,7 +45,7 @@ def evaluate(request: EvaluateRequest, room: Path) -> EvaluateResult:
     # A package made under another order of the same classes is measured in the order of the file.
     order = [package.signature.classes.index(name) for name in request.label.names]
     answers = answers_of(package.signature.feature, true, np.concatenate(parts)[:, order], request.label.names)
-    measured = (*_measure(package, request, rows, answers), *opened)
+    measured = declared((*_measure(package, request, rows, answers), *opened))
     write_json(room / "measurements.json", [m.model_dump(mode="json") for m in measured])
     _write_predictions(room / "predictions.parquet", data, answers)
     _write_report(room, request, package, measured, answers)

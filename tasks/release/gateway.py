@@ -310,7 +310,7 @@ def _state(old: GatewayState, changes: dict[str, Any]) -> GatewayState:
     try:
         return GatewayState(**{**dict(old), "revision": old.revision + 1, **changes})
     except ValidationError as error:
-        raise BadRequest(f"gateway: {explain(error)}") from None
+        raise BadRequest(f"gateway: {explain(error, GatewayState)}") from None
 
 
 def _read(path: Path) -> str | None:

@@ -67,7 +67,7 @@ class Rollouts:
             raise from_os(error) from error
         except ValidationError as error:
             raise IntegrityLost(
-                f"{path}: can't be read ({explain(error)}); remove it to end the rollout, "
+                f"{path}: can't be read ({explain(error, RolloutState)}); remove it to end the rollout, "
                 "the reconciler then puts the route back"
             ) from None
 

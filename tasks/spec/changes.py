@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tasks.spec.errors import BadRequest
+from tasks.spec.fields import closest_first
 from tasks.spec.workload import Workload
 
 # Parameter of a run -> field of the workload file. An empty parameter changes nothing.
@@ -28,7 +29,7 @@ def changed(workload: Workload, params: dict[str, Any]) -> Workload:
         BadRequest: an unknown parameter, a value that the field refuses, or a loosened review.
     """
     if unknown := sorted(set(params) - {*FIELDS, *TIGHTENING}):
-        known = ", ".join([*FIELDS, *TIGHTENING])
+        known = closest_first(unknown[0], [*FIELDS, *TIGHTENING])
         raise BadRequest(f"parameter {unknown[0]} is not known, must be one of {known}")
     data = workload.model_dump(mode="json")
     for name, field in FIELDS.items():

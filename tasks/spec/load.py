@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tasks.spec.compress import Distilled
 from tasks.spec.errors import BadRequest
 from tasks.spec.workload import Workload
 
-FILE = "workload.yaml"
+FILE, MODEL_PY = "workload.yaml", "model.py"
 
 
 def workload_names(workloads: Path) -> list[str]:
@@ -31,7 +32,20 @@ def load_workload(workloads: Path, name: str) -> Workload:
     workload = Workload.parse(data, where)
     if workload.name != name:
         raise BadRequest(f"{where}: name = {workload.name!r}, must be the folder's name {name!r}")
+    if (field := _needs_model_py(workload)) and not path.with_name(MODEL_PY).is_file():
+        raise BadRequest(f"{where}: {field} = {MODEL_PY!r}, and there is no {MODEL_PY} beside this file")
     return workload
+
+
+def _needs_model_py(workload: Workload) -> str | None:
+    """The first field that names the folder's own ``model.py``."""
+    students = {
+        f"compress.variants.{place}.student.kind": variant.student.kind
+        for place, variant in enumerate(workload.compress.variants)
+        if isinstance(variant, Distilled)
+    }
+    recipes = {"train.recipe.kind": workload.train.recipe.kind} | students
+    return next((field for field, kind in recipes.items() if kind == MODEL_PY), None)
 
 
 def read_yaml(path: Path, where: str) -> dict[str, Any]:

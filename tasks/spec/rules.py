@@ -44,6 +44,8 @@ class Rule(Value):
             raise ValueError(f"against: champion of a rule on {self.metric!r} needs max_drop or max_rise, not min/max")
         if relative and self.bound != "point":
             raise ValueError(f"bound: {self.bound} of a rule on {self.metric!r} needs min or max, not a champion")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min = {self.min:g} of a rule on {self.metric!r}, must be at most max = {self.max:g}")
         if self.bound == "interval" and (self.max is None or self.min is not None):
             raise ValueError(f"bound: interval of a rule on {self.metric!r} needs max alone")
         if self.fail_above is not None and self.bound != "interval":

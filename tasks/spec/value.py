@@ -9,6 +9,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks.spec.errors import BadRequest
+from tasks.spec.fields import closest_first, fields_at
 
 
 def canonical_json(data: Any) -> bytes:
@@ -44,7 +45,7 @@ class Value(BaseModel):
         try:
             return cls.model_validate_json(json.dumps(data, default=str), strict=True)
         except ValidationError as error:
-            raise BadRequest(f"{where}: {explain(error)}") from None
+            raise BadRequest(f"{where}: {explain(error, cls)}") from None
 
 
 class RoomRef(Value):
@@ -54,14 +55,15 @@ class RoomRef(Value):
     digest_sha256: str
 
 
-def explain(error: ValidationError) -> str:
-    """Return the first problem of a validation as ``field = found, what is allowed``."""
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return the first problem of a model's validation as ``field = found, what is allowed``."""
     problems = error.errors(include_url=False)
     first = min(problems, key=_rank)
     field = ".".join(str(part) for part in first["loc"] if not _is_tag(part)) or "the file"
     found = _show(first["input"])
     if first["type"] == "extra_forbidden":
-        return f"{field} = {found}, is not a known field"
+        *place, name = first["loc"]
+        return f"{field} = {found}, is not a known field, must be one of {closest_first(name, fields_at(model, place))}"
     if first["type"] == "missing":
         return f"{field} is missing"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
@@ -76,7 +78,7 @@ def _rank(problem: Any) -> int:
 
 def _is_tag(part: Any) -> bool:
     """Discriminated unions put their tag into the location; a reader of the file never wrote it as a key."""
-    return isinstance(part, str) and part in _TAGS
+    return isinstance(part, str) and (part in _TAGS or part.startswith("function-"))
 
 
 _TAGS: set[str] = set()

@@ -15,6 +15,7 @@ from tasks.spec.cron import is_cron
 from tasks.spec.data import Data
 from tasks.spec.errors import BadRequest
 from tasks.spec.evaluate import Evaluate
+from tasks.spec.metrics import wrong_with
 from tasks.spec.recipe import READS
 from tasks.spec.review import Review
 from tasks.spec.rules import Gate
@@ -142,6 +143,15 @@ class Workload(Value):
             if name not in self.data.feature.columns:
                 known = ", ".join(self.data.feature.columns)
                 raise ValueError(f"evaluate.groups = {name!r}, must be one of the feature's columns: {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _rules_have_their_measurements(self) -> Workload:
+        for place, rule in enumerate(self.gate.rules):
+            if wrong := wrong_with(rule, self.data.feature, self.data.label, self.evaluate):
+                raise ValueError(f"gate.rules.{place}.{wrong}")
+            if rule.metric == "agreement" and "fp32" not in self.compress.labels:
+                raise ValueError(f"gate.rules.{place}.metric = 'agreement', needs fp32 in compress.variants")
         return self
 
     @field_validator("schedule")

@@ -155,3 +155,19 @@ def test_a_state_of_another_schema_is_refused_with_the_way_out(drydock: Command,
     assert code == 30
     assert "schema 99" in err
     assert "DRYDOCK_HOME" in err
+
+
+def test_validate_tells_of_each_file_and_fails_where_one_is_wrong(drydock: Command, tmp_path: Path) -> None:
+    for name, wrong in (("digits", "train:\n  epochs: 3"), ("mnist", "trian: 3\ntrain:")):
+        path = tmp_path / "workloads" / name / "workload.yaml"
+        path.write_text(path.read_text().replace("train:", wrong, 1))
+    code, out, err = drydock("validate")
+    assert code == 30
+    digits, mnist, spam = out.splitlines()
+    assert digits.startswith("digits: workloads/digits/workload.yaml: train.epochs = 3, is not a known field")
+    assert mnist.startswith("mnist: workloads/mnist/workload.yaml: trian = 3, ")
+    assert "must be one of train, " in mnist
+    assert spam == "sms-spam: right"
+    assert err.startswith("error: 2 of 3 workload files can't be taken: workloads/digits/workload.yaml: train.epochs")
+    assert err.count("\n") == 1
+    assert "workloads/mnist/workload.yaml: trian" in err

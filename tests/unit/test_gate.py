@@ -17,8 +17,10 @@ METRICS = st.sampled_from(["accuracy", "recall", "p99_ms"])
 SLICES = st.sampled_from(["overall", "class:0", "class:1"])
 LIMITS = st.floats(-2, 2)
 SEVERITY = st.sampled_from(["stop", "watch"])
+BOUNDS = st.tuples(LIMITS, LIMITS).map(sorted).map(lambda ends: dict(zip(("min", "max"), ends, strict=True)))
 ABSOLUTE = st.builds(
-    Rule, metric=METRICS, slice=SLICES | st.just("class:*"), min=LIMITS, max=st.none() | LIMITS,
+    lambda limits, **facts: Rule(**limits, **facts), st.builds(dict, min=LIMITS) | BOUNDS,
+    metric=METRICS, slice=SLICES | st.just("class:*"),
     min_samples=st.integers(1, 50), bound=st.sampled_from(["point", "worse"]), severity=SEVERITY,
 )  # fmt: skip
 INTERVAL = st.builds(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tasks.spec.cron import is_cron
 from tasks.spec.errors import BadRequest
 from tasks.spec.load import load_workload, workload_names
+from tasks.spec.metrics import METRICS
 from tasks.spec.rules import Evidence, Measurement, Rule
 from tasks.spec.value import canonical_json
 from tasks.spec.workload import Workload
@@ -73,8 +74,16 @@ def test_a_folder_that_a_killed_command_left_is_no_workload(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("recipe: {kind: mlp}", "recipe: {kind: mlp}\n  epochs: 3", ["train.epochs = 3", "not a known field"]),
-        ("kind: mlp", "kind: mlp, widths: [3]", ["train.recipe.widths = [3]", "not a known field"]),
+        ("recipe: {kind: mlp}", "recipe: {kind: mlp}\n  epochs: 3", ["train.epochs = 3", "known field, must be"]),
+        ("kind: mlp", "kind: mlp, widths: [3]", ["train.recipe.widths = [3]", "one of kind, hidden, dropout"]),
+        ("{kind: mlp}", "{kind: mlp, hiden: [3]}", ["train.recipe.hiden = [3]", "one of hidden, kind, dropout"]),
+        ("{kind: mlp}", "{kind: mlp}\n  optimiser: {lr: 0.1}", ["train.optimiser.lr = 0.1", "learning_rate"]),
+        ("train:", "compress: {variants: [{kind: pruned, ration: 1}]}\ntrain:", ["0.ration = 1", "one of ratio, "]),
+        (
+            "train:",
+            "search: {space: {seed: {low: 1, hihg: 2}}}\ntrain:",
+            ["search.space.seed.hihg = 2", "one of high, low"],
+        ),
         ("{kind: mlp}", '{kind: mlp}\n  batch_size: "64"', ['train.batch_size = "64"', "integer"]),
         ("{kind: mlp}", "{kind: mlp}\n  batch_size: 64.5", ["train.batch_size = 64.5", "integer"]),
         ("{kind: mlp}", "{kind: mlp}\n  ranks: true", ["train.ranks = true", "integer"]),
@@ -95,6 +104,34 @@ def test_a_folder_that_a_killed_command_left_is_no_workload(tmp_path):
         ("train:", "gate: {rules: [{metric: a, max_drop: 1}]}\ntrain:", ["against: champion"]),
         ("train:", "gate: {rules: [{metric: a, min: .nan}]}\ntrain:", ["gate.rules.0.min", "finite"]),
         ("train:", "gate: {rules: [{metric: a, max: .inf}]}\ntrain:", ["gate.rules.0.max", "finite"]),
+        *(
+            ("train:", f"gate: {{rules: [{{metric: accuracy, min: .8}}, {{{rule}}}]}}\ntrain:", words)
+            for rule, words in (
+                ("metric: acuracy, min: .8", ["gate.rules.1.metric = 'acuracy'", "must be one of accuracy, "]),
+                ("metric: recall, slice: 'class:zebra', min: .8", ["gate.rules.1.slice = 'class:zebra'", "class:yes"]),
+                ("metric: recall, min: .8", ["rules.1.slice = 'overall'", "recall is measured on: class:no"]),
+                ("metric: accuracy, slice: 'slice:far', min: .8", ["rules.1.slice = 'slice:far'", "overall"]),
+                ("metric: accuracy, slice: 'perturbed:blur', min: .8", ["perturbed:blur'", "perturbed:noise"]),
+                ("metric: accuracy, slice: 'sex=male', min: .8", ["rules.1.slice = 'sex=male'"]),
+                ("metric: recall_gap, slice: 'group:sex', max: .1", ["by group, and section evaluate declares none"]),
+                ("metric: p99_ms, min: .9, max: .1", ["rules.1: min = 0.9", "'p99_ms'", "at most max = 0.1"]),
+                ("metric: accuracy, min: 1.5", ["gate.rules.1.min = 1.5, must be from 0 to 1 for accuracy"]),
+                ("metric: model_bytes, max: -1", ["gate.rules.1.max = -1, must be 0 or more for model_bytes"]),
+                ("metric: accuracy, against: champion, max_drop: 2", ["rules.1.max_drop = 2", "from -1 to 1"]),
+                ("metric: mcnemar_p, against: champion, max_drop: .1", ["rules.1.against = 'champion'", "left out"]),
+            )
+        ),
+        (
+            "train:",
+            "gate: {rules: [{metric: agreement, min: .9}]}\ncompress: {variants: [int8]}\ntrain:",
+            ["gate.rules.0.metric = 'agreement'", "needs fp32"],
+        ),
+        ("{kind: mlp}", "{kind: model.py}", ["train.recipe.kind = 'model.py'", "no model.py beside this file"]),
+        (
+            "train:",
+            "compress: {variants: [{kind: distilled, student: {kind: model.py}}]}\ntrain:",
+            ["compress.variants.0.student.kind = 'model.py'", "no model.py"],
+        ),
         ("train:", "review: {two_person: true, accept_unnamed: true}\ntrain:", ["accept_unnamed = true"]),
         ("train:", 'schedule: "every day"\ntrain:', ["schedule", "every day", "cron"]),
         ("train:", 'schedule: "a b c d e"\ntrain:', ["schedule", "a b c d e", "cron"]),
@@ -206,12 +243,16 @@ def test_every_schedule_that_is_taken_is_one_for_airflow_too(line):
 
 # --- properties ---------------------------------------------------------------------------------------------
 
-NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+ABSOLUTE = st.sampled_from(sorted(name for name, metric in METRICS.items() if "overall" in metric.places))
+RELATIVE = ABSOLUTE.filter(lambda name: not METRICS[name].compares)
+RATIOS = st.floats(0, 1)
 RULES = st.one_of(
-    st.builds(Rule, metric=NAMES, slice=NAMES, min=NUMBERS, max=st.none() | NUMBERS),
-    st.builds(Rule, metric=NAMES, against=st.just("champion"), max_drop=NUMBERS, max_rise=st.none() | NUMBERS),
-)
+    st.builds(lambda metric, limits: Rule(metric=metric, min=min(limits), max=max(limits)), ABSOLUTE,
+              st.tuples(RATIOS, RATIOS)),
+    st.builds(Rule, metric=ABSOLUTE, slice=st.sampled_from(["overall", "*", "o*"]), min=RATIOS),
+    st.builds(Rule, metric=RELATIVE, against=st.just("champion"), max_drop=RATIOS, max_rise=st.none() | RATIOS),
+)  # fmt: skip
 
 
 @st.composite
