@@ -32,8 +32,18 @@ def follow(
 
     Raises:
         DrydockError: the run failed; kind and message are those of the failed task.
-        TryAgain: it has not ended in time.
+        TryAgain: it has not ended in time, or the person who watches stopped: in either case the run goes on.
     """
+    try:
+        return _follow(api, dag_id, run_id, say, until, seconds)
+    except KeyboardInterrupt:
+        where = f"{api.site.settings.airflow_url}/dags/{dag_id}/runs/{run_id}"
+        raise TryAgain(f"no longer followed; the run goes on in Airflow: {where}, or ./drydock status") from None
+
+
+def _follow(
+    api: AirflowApi, dag_id: str, run_id: str, say: Say, until: frozenset[str], seconds: float
+) -> str:
     told: set[tuple[str, int]] = set()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -12,6 +12,7 @@ from tasks.orchestrate.api import AirflowApi
 from tasks.orchestrate.environment import USER, password
 from tasks.orchestrate.pools import SLOT, sizes
 from tasks.site import Site
+from tasks.spec.changes import changed
 from tasks.spec.errors import Refused, TryAgain
 from tasks.spec.load import load_workload, workload_names
 
@@ -45,8 +46,13 @@ def bring_up(site: Site, name: str | None, say: Say) -> None:
 
 
 def retrain(site: Site, name: str, params: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Trigger the retrain DAG, follow it to its end, and return the registered version."""
-    load_workload(site.workloads, name)
+    """Trigger the retrain DAG, follow it to its end, and return the registered version.
+
+    Raises:
+        BadRequest: a parameter that the workload can't take; nothing was triggered.
+        DrydockError: the run failed.
+    """
+    changed(load_workload(site.workloads, name), params)
     api, dag_id = AirflowApi(site), f"retrain_{name}"
     api.wait_for_dag(dag_id)
     run_id = api.trigger(dag_id, params)

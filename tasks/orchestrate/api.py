@@ -11,6 +11,8 @@ from tasks.orchestrate.environment import USER, password
 from tasks.site import Site
 from tasks.spec.errors import BadRequest, TryAgain
 
+# A question may be asked again: a server that has just started, or is busy, can be late with an answer.
+ASKED, PAUSE_SECONDS = 3, 1.0
 COMPONENTS = ("metadatabase", "scheduler", "dag_processor", "triggerer")
 ENDED = {"success", "failed"}
 
@@ -24,24 +26,36 @@ class AirflowApi:
         self.token = ""
 
     def call(self, method: str, path: str, body: Any = None, **params: Any) -> Any:
-        """Call the API and return its JSON.
+        """Call the API and return its JSON. What changes nothing is asked up to three times.
 
         Raises:
             TryAgain: Airflow can't be reached or failed. BadRequest: it refused what was asked.
         """
         if not self.token:
             login = {"username": USER, "password": password(self.site.home, self.site.settings.airflow_password)}
-            self.token = self._send("POST", "/auth/token", login, {}, {}).json()["access_token"]
+            self.token = self._ask("POST", "/auth/token", login, {}, {}).json()["access_token"]
         headers = {"Authorization": f"Bearer {self.token}"}
-        answer = self._send(method, f"/api/v2{path}", body, params, headers)
+        send = self._ask if method == "GET" else self._send
+        answer = send(method, f"/api/v2{path}", body, params, headers)
         return answer.json() if answer.content else None
+
+    def _ask(self, *question: Any) -> httpx.Response:
+        """Send what may be sent again where the answer is late or the server fails."""
+        for pause in [PAUSE_SECONDS] * (ASKED - 1):
+            try:
+                return self._send(*question)
+            except TryAgain as error:
+                if isinstance(error.__cause__, httpx.ConnectError):
+                    raise  # nothing listens there
+            time.sleep(pause)
+        return self._send(*question)
 
     def _send(self, method: str, path: str, body: Any, params: Any, headers: Any) -> httpx.Response:
         try:
             answer = self.client.request(method, path, json=body, params=params, headers=headers)
         except httpx.HTTPError as error:
             url = self.site.settings.airflow_url
-            raise TryAgain(f"Airflow at {url}: {type(error).__name__}; is it up? ./drydock up starts it") from None
+            raise TryAgain(f"Airflow at {url}: {type(error).__name__}; is it up? ./drydock up starts it") from error
         if answer.is_server_error:
             raise TryAgain(f"Airflow: {method} {path}: answered {answer.status_code}")
         if answer.is_client_error:
@@ -57,8 +71,19 @@ class AirflowApi:
         return {name: (answer.get(name) or {}).get("status") or "unknown" for name in COMPONENTS}
 
     def trigger(self, dag_id: str, conf: dict[str, Any]) -> str:
-        """Trigger a run and return its id."""
-        return self.call("POST", f"/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf})["dag_run_id"]
+        """Trigger a run and return its id.
+
+        Raises:
+            TryAgain: as ``call``; where the answer was late the run may have begun, and the message says so.
+        """
+        try:
+            return self.call("POST", f"/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf})["dag_run_id"]
+        except TryAgain as error:
+            if not isinstance(error.__cause__, httpx.ReadTimeout):
+                raise
+            url = f"{self.site.settings.airflow_url}/dags/{dag_id}/runs"
+            doubt = "Airflow did not say in time whether its run began"
+            raise TryAgain(f"{dag_id}: {doubt}: look at {url} first") from None
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         return self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}")
