@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -17,6 +20,7 @@ from tasks.spec.metrics import METRICS, PERTURBED, declared, slices_of, wrong_wi
 from tasks.spec.rules import PAIRED, Measurement, Rule
 
 pytestmark = pytest.mark.timeout(30)
+ROOT = Path(__file__).parents[2]
 FEATURE = TableFeature(kind="table", columns=("width", "sex"))
 LABEL = Label(classes=("no", "yes"))
 EVALUATE = Evaluate(slices=(Slice(name="wide", where="width > 3"),), groups=("sex",))
@@ -53,6 +57,13 @@ def test_so_it_is_where_words_are_tagged():
         assert wrong.startswith(f"metric = '{metric}', must be one of")
     wrong = wrong_with(Rule(metric="recall", slice="class:B-PER", min=0.1), words, tags, sliced)
     assert wrong == "slice = 'class:B-PER', must be one of those that recall is measured on: class:PER, class:LOC"
+
+
+def test_no_room_that_measures_names_another_metric():
+    sources = [path.read_text() for path in (ROOT / "tasks" / "evaluate").glob("*.py")]
+    literal = re.compile(r'(?:metric=|_bootstrapped\(|_agreement\()"(\w+)"')
+    named = {name for source in sources for name in literal.findall(source)}
+    assert {"accuracy", "auroc", "champion_agreement", "model_bytes", "open_ms"} <= named <= set(METRICS)
 
 
 def test_a_metric_that_nothing_declares_is_a_fault_of_ours():
