@@ -18,7 +18,7 @@ from tasks.spec.value import Value
 from tasks.store.events import record_event
 
 INTERVAL_SECONDS = 1.0
-ACTOR = "reconciler"
+ACTOR, CHALLENGER = "reconciler", "challenger"
 # The endpoints of all of a version's running replicas once it is ready, none where it is not. A replica that
 # is only busy must stay in: taking it out would send its load to the others, which are busy too.
 Ready = Callable[[str, Version], Sequence[str]]
@@ -83,8 +83,9 @@ def settle_once(parts: Parts, home: Path, ready: Ready) -> Report:
 
 
 def mirror_once(parts: Parts, home: Path) -> Report:
-    """Put aliases back that are not as the ledger says."""
-    return _each(parts.ledger.workloads(), lambda workload: _put_back_aliases(parts, home, workload))
+    """Put aliases back that are not as the ledger says, and name the version that is being rolled out."""
+    workloads = sorted({*parts.ledger.workloads(), *parts.rollouts.open_workloads()})
+    return _each(workloads, lambda workload: _put_back_aliases(parts, home, workload))
 
 
 def _each(workloads: Sequence[str], work: Callable[[str], list[str]]) -> Report:
@@ -165,17 +166,24 @@ def _same(found: Route | None, service: str, endpoints: tuple[str, ...]) -> bool
 
 def _put_back_aliases(parts: Parts, home: Path, workload: str) -> list[str]:
     """Look without the lease, which a rollback must not have to wait for; act with it."""
-    wanted, found = aliases_of(parts.ledger.lineage(workload)), parts.aliases.get(workload)
+    wanted, found = _aliases(parts, workload), parts.aliases.get(workload)
     if all(found.get(alias) == version for alias, version in wanted.items()):
         return []
     with parts.ledger.lease(workload, wait_seconds=0):
         if parts.ledger.open_intent_of(workload):
             return []
-        moved = mirror(parts.aliases, workload, parts.ledger.lineage(workload))
+        moved = mirror(parts.aliases, workload, _aliases(parts, workload))
     return [
         _tell(home, "alias", f"{workload}: alias {alias} was at {found or 'none'}, is back as in the ledger")
         for alias, found in moved.items()
+        if alias != CHALLENGER  # which comes and goes with each rollout
     ]
+
+
+def _aliases(parts: Parts, workload: str) -> dict[str, str | None]:
+    rollout = parts.rollouts.active(workload)
+    challenger = rollout.candidate.version if rollout and rollout.phase != "returned" else None
+    return aliases_of(parts.ledger.lineage(workload)) | {CHALLENGER: challenger}
 
 
 def _tell(home: Path, kind: str, message: str) -> str:

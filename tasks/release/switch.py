@@ -18,7 +18,6 @@ from tasks.release.model import (
     Aliases,
     Backend,
     Intent,
-    Lineage,
     Route,
     Version,
     aliases_of,
@@ -131,7 +130,7 @@ def finish(parts: Parts, intent: Intent, endpoints: Sequence[str], on_step: OnSt
     line = extended(parts.ledger.lineage(intent.workload), intent.action, intent.target)
     # A rollback is an emergency: with the registry down it goes on, and the reconciler mirrors the aliases later.
     with contextlib.suppress(*((TryAgain,) if intent.action == "rollback" else ())):
-        mirror(parts.aliases, intent.workload, line, on_step)
+        mirror(parts.aliases, intent.workload, aliases_of(line), on_step)
     intent = parts.ledger.commit(intent.intent_id)
     on_step("commit")
     return intent
@@ -150,16 +149,15 @@ def undo(parts: Parts, intent: Intent, reason: str, on_step: OnStep = _silent) -
         parts.gateway.route(intent.workload, intent.route, on_step)
     else:
         parts.gateway.remove(intent.workload, on_step)
-    mirror(parts.aliases, intent.workload, parts.ledger.lineage(intent.workload), on_step)
+    mirror(parts.aliases, intent.workload, aliases_of(parts.ledger.lineage(intent.workload)), on_step)
     return parts.ledger.undo(intent.intent_id, reason)
 
 
 def mirror(
-    aliases: Aliases, workload: str, line: Lineage, on_step: OnStep = _silent
+    aliases: Aliases, workload: str, wanted: dict[str, str | None], on_step: OnStep = _silent
 ) -> dict[str, str | None]:
-    """Set the aliases that differ from the ledger's line; return those as they were found."""
+    """Set the aliases that are not as ``wanted``; return those as they were found."""
     found = aliases.get(workload)
-    wanted = aliases_of(line)
     moved = {alias: found.get(alias) for alias, version in wanted.items() if found.get(alias) != version}
     for alias in moved:
         aliases.set(workload, alias, wanted[alias])

@@ -23,10 +23,12 @@ from tasks.release.gateway import Gateway, command
 from tasks.release.ledger import Ledger
 from tasks.release.model import Backend, Route, Version, service_name
 from tasks.release.reconcile import reconcile_once, run
+from tasks.release.rollout import begin
 from tasks.release.rollouts import Rollouts
 from tasks.release.switch import Parts, retire, rollback, switch
 from tasks.spec.errors import BadRequest, Refused, TryAgain
 from tasks.spec.settings import resolve
+from tasks.spec.workload import Rollout
 from tasks.store.events import read_events
 from tasks.store.files import exclusive, write_json
 
@@ -59,7 +61,7 @@ server.serve_forever()
 # Carries out one change and kills itself after a step.
 ACTOR = """
 import json, os, signal, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]
 from test_switch import FileAliases, parts_at, version
 from tasks.release.switch import rollback, switch
 request = json.loads(sys.argv[2])
@@ -401,8 +403,25 @@ class TestPutBack:
 
     def test_another_alias_is_left_alone(self, stack):
         prepared(stack, "other")
-        stack.parts.aliases.set("other", "challenger", "3")
+        stack.parts.aliases.set("other", "favourite", "3")
         assert stack.reconcile().done == ()
+        assert stack.parts.aliases.get("other")["favourite"] == "3"
+
+    def test_the_challenger_is_what_is_being_rolled_out(self, stack):
+        prepared(stack, "rolling")
+        stack.parts.aliases.set("rolling", "challenger", "1")
+        stack.reconcile()
+        assert "challenger" not in stack.parts.aliases.get("rolling")
+        champion = stack.parts.ledger.champion("rolling")
+        stack.parts.rollouts.begin(
+            begin(rollout_id="r", workload="rolling", candidate=version(3), champion=champion, actor="rita",
+                  plan=Rollout(), now=time.time())
+        )  # fmt: skip
+        stack.reconcile()
+        assert stack.parts.aliases.get("rolling")["challenger"] == "3"
+        stack.parts.rollouts.abort("rolling", "a test ends it")
+        assert stack.reconcile().done == ()
+        assert "challenger" not in stack.parts.aliases.get("rolling")
 
     def test_a_hand_moved_route(self, stack):
         prepared(stack, "rerouted")

@@ -76,8 +76,8 @@ asyncio.run(main())
 
 # A controller as its own process, to be killed; it ticks until its rollout is over.
 CONTROLLER = """
-import json, sys, threading
-sys.path.insert(0, sys.argv[1])
+import json, os, sys, threading
+sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]
 from test_rollout import hands_at
 from tasks.release.controller import run
 from pathlib import Path
