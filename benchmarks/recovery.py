@@ -71,7 +71,7 @@ def faults(engine: DockerEngine) -> dict[str, Callable[[], None]]:
         "killed rank": send(signal.SIGKILL),
         "segfault": send(signal.SIGSEGV),
         "hung rank": send(signal.SIGSTOP),
-        "killed container": lambda: engine.api.kill(engine._containers(KEY)[0]["Id"], "SIGKILL"),
+        "killed container": lambda: engine.api.kill(engine.list(f"drydock.job={KEY}")[0]["Id"], "SIGKILL"),
     }
 
 

@@ -78,7 +78,7 @@ class Containers(NamedTuple):
 
     def _job(self, request: TrainRequest, folder: Path, attempt: int, accumulate: int) -> Job:
         facts = {"key": self.key, "labels": self.labels, "folder": str(self.logs)}
-        return gang_job(request, folder, attempt, accumulate, **facts)
+        return gang_job(request, folder, attempt, accumulate, self.engine.shares_room, **facts)
 
     def cancel(self) -> None:
         """End the gang wherever it is. Idempotent."""
@@ -100,11 +100,17 @@ class Containers(NamedTuple):
         return accumulate
 
 
-def gang_job(request: TrainRequest, room: Path, attempt: int, accumulate: int, **facts: Any) -> Job:
-    """Return the gang as an engine's job; ``facts``: its key, labels, and the folder of its log. Pure."""
+def gang_job(
+    request: TrainRequest, room: Path, attempt: int, accumulate: int, shares_room: bool = True, **facts: Any
+) -> Job:
+    """Return the gang as an engine's job; ``facts``: its key, labels, and the folder of its log. Pure.
+
+    Nodes that share no room restart nothing by themselves: rank 0 might come back where its checkpoints are not.
+    """
     train, asked = request.train, request.train.resources
     meeting = f"{{first}}:{PORT}" if train.nodes > 1 else f"{ROOM}/rendezvous"
     options = [f"--nodes={train.nodes}", f"--ranks={train.ranks}", f"--rendezvous={meeting}"]
+    options += [] if shares_room or train.nodes == 1 else ["--restarts=0"]
     own = {VARIABLE: str(attempt), ACCUMULATE: str(accumulate), "OMP_NUM_THREADS": str(max(1, int(asked.cpus)))}
     memory = train.ranks * asked.memory_bytes
     return Job(

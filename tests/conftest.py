@@ -47,9 +47,7 @@ def digits_package(tmp_path: Path, keys: Path) -> MakePackage:
     """
     from tasks.spec.feature import ImageFeature
 
-    def make(
-        name: str = "digits", seed: int = 0, signer: Path | None = None, change: Any = None
-    ) -> SignedPackage:
+    def make(name: str = "digits", seed: int = 0, signer: Path | None = None, change: Any = None) -> SignedPackage:
         feature = ImageFeature(kind="image", height=8, width=8, max_value=16)
         rows = _random_rows(seed, 3, 64, 16)
         model = _dense_model(64, 10, seed)
@@ -106,9 +104,7 @@ def _finish(
     papers["graph_input"] = {"name": "input", "dtype": dtype, "shape": [-1, *feature.shape]}
     papers["graph_output"] = {"name": "probabilities", "dtype": "float32", "shape": [-1, num_classes]}
     signature = Signature.parse(papers, "signature.json")
-    write_package(
-        folder, signature, Golden(rows=rows, probabilities=[[1 / num_classes] * num_classes] * len(rows))
-    )
+    write_package(folder, signature, Golden(rows=rows, probabilities=[[1 / num_classes] * num_classes] * len(rows)))
     answers = open_package(folder, None, None).predict(rows)
     digest = write_package(folder, signature, Golden(rows=rows, probabilities=answers.tolist()))
     if change:
@@ -494,3 +490,195 @@ def allow_images(build_images: Callable[..., dict[str, str]]) -> Callable[..., N
         (home / "images.json").write_text(json.dumps({name: digests[name] for name in names}))
 
     return allow
+
+
+# --- hosts: Docker daemons of the tests' own, in network namespaces ----------------------------------------
+
+
+class Host(NamedTuple):
+    """A Docker daemon in a network namespace of its own: another host, as far as containers can tell."""
+
+    name: str
+    ip: str
+    folder: Path
+    options: tuple[str, ...]
+    processes: list[Any]
+
+    @property
+    def address(self) -> str:
+        return f"unix://{self.folder}/docker.sock"
+
+    def start(self) -> None:
+        """Start its daemon, or start it again."""
+        import subprocess
+
+        _ip("link", "set", f"{self.name}-o", "up")
+        for left in ("docker.pid", "exec/containerd/containerd.pid"):
+            (self.folder / left).unlink(missing_ok=True)
+        # `ip netns exec` would hide the cgroups, without which the daemon refuses to start.
+        command = ["nsenter", f"--net=/var/run/netns/{self.name}", "dockerd", f"--data-root={self.folder}/data"]
+        command += [f"--exec-root={self.folder}/exec", f"--pidfile={self.folder}/docker.pid", f"--host={self.address}"]
+        with (self.folder / "log").open("ab") as log:
+            self.processes.append(subprocess.Popen([*command, *self.options], stdout=log, stderr=log))
+        why = (self.folder / "log").read_text
+        _wait_until(lambda: self.docker("info", check=False) is not None, 60, lambda: why()[-2000:])
+
+    def stop(self) -> None:
+        """End its daemon, and with it its containers."""
+        self.processes[-1].terminate()
+        self.processes[-1].wait(60)
+
+    def lose_power(self) -> None:
+        """Cut its network, then kill its daemon and all that ran on it."""
+        import contextlib
+        import subprocess
+
+        import psutil
+
+        subprocess.run(["ip", "link", "set", f"{self.name}-o", "down"], check=False)
+        for process in self._all():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        for process in self.processes[-1:]:
+            process.wait(60)
+
+    def docker(self, *arguments: str, check: bool = True) -> str | None:
+        import subprocess
+
+        command = ["docker", "--host", self.address, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert not check or done.returncode == 0, done.stderr
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    def _all(self) -> list[Any]:
+        """Its daemon's processes and its containers': these are in namespaces of their own, but children of shims that
+        name the daemon's folder."""
+        import contextlib
+
+        import psutil
+
+        found = []
+        for one in psutil.process_iter(["cmdline"]):
+            if any(f"{self.folder}/" in part for part in one.info["cmdline"] or ()):
+                found.append(one)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    found += one.children(recursive=True)
+        return found
+
+
+@pytest.fixture(scope="session")
+def docker_hosts(build_images: Callable[..., dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """``with docker_hosts("drydock/trainer", options=[(), ("--debug",)]) as hosts``: daemons that share no disk, on one
+    network, each with the images; one a tuple of options."""
+    import contextlib
+    import os
+    import secrets
+    import shutil
+    import subprocess
+
+    @contextlib.contextmanager
+    def make(*images: str, options: Any = ((),)) -> Iterator[list[Host]]:
+        if os.geteuid() != 0 or not shutil.which("ip"):
+            pytest.skip("no network namespace can be made: not root, or no iproute2")
+        digests, bridge, made = build_images(*images), f"dd{secrets.token_hex(2)}", []
+        # Another run of these tests may have its hosts on this machine.
+        subnet = f"10.213.{secrets.randbelow(250)}"
+        try:
+            _network(bridge, subnet)
+            for number, own in enumerate(options):
+                folder = tmp_path_factory.mktemp("host")
+                made.append(Host(f"{bridge}{number}", f"{subnet}.{number + 2}", folder, tuple(own), []))
+                _namespace(bridge, made[-1])
+                made[-1].start()
+            _copy_images([digests[image] for image in images], made)
+            yield made
+        finally:
+            for host in made:
+                host.lose_power()
+                subprocess.run(["ip", "netns", "delete", host.name], check=False)
+                _unmount_below(host.folder)
+                shutil.rmtree(host.folder, ignore_errors=True)
+            subprocess.run(["ip", "link", "delete", bridge], check=False)
+            _forwarding("-D", bridge)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def swarm_of(docker_hosts: Any) -> Any:
+    """``with swarm_of("drydock/base") as hosts``: a Swarm of two. The first host manages it, both work, and each has a
+    GPU that is none: a generic resource."""
+    import contextlib
+
+    @contextlib.contextmanager
+    def make(*images: str) -> Iterator[list[Host]]:
+        # Swarm knows no-new-privileges from Docker 25 on.
+        options = [("--no-new-privileges", f"--node-generic-resource=gpu=GPU-{name}") for name in ("a", "b")]
+        with docker_hosts(*images, options=options) as made:
+            first, second = made
+            first.docker("swarm", "init", "--advertise-addr", first.ip, "--dispatcher-heartbeat", "2s")
+            token = first.docker("swarm", "join-token", "--quiet", "worker")
+            second.docker("swarm", "join", "--advertise-addr", second.ip, "--token", token, f"{first.ip}:2377")
+            yield made
+
+    return make
+
+
+def _network(bridge: str, subnet: str) -> None:
+    _ip("link", "add", bridge, "type", "bridge")
+    _ip("addr", "add", f"{subnet}.1/24", "dev", bridge)
+    _ip("link", "set", bridge, "up")
+    _forwarding("-I", bridge)
+
+
+def _forwarding(what: str, bridge: str) -> None:
+    """Another daemon's rules drop what is forwarded, between two of one bridge too."""
+    import subprocess
+
+    subprocess.run(["iptables", what, "FORWARD", "-i", bridge, "-o", bridge, "-j", "ACCEPT"], check=False)
+
+
+def _namespace(bridge: str, host: Host) -> None:
+    _ip("netns", "add", host.name)
+    _ip("link", "add", f"{host.name}-o", "type", "veth", "peer", "name", "eth0", "netns", host.name)
+    _ip("link", "set", f"{host.name}-o", "master", bridge, "up")
+    for words in (("addr", "add", f"{host.ip}/24", "dev", "eth0"), ("link", "set", "eth0", "up")):
+        _ip("-n", host.name, *words)
+    _ip("-n", host.name, "link", "set", "lo", "up")
+    _ip("-n", host.name, "route", "add", "default", "via", f"{host.ip.rpartition('.')[0]}.1")
+
+
+def _unmount_below(folder: Path) -> None:
+    """What a daemon that was killed leaves: its own folder, each network's namespace."""
+    import subprocess
+
+    points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    below = [point for point in reversed(points) if point.startswith(f"{folder}/")]
+    if below:
+        subprocess.run(["umount", "--lazy", *below], check=False)
+
+
+def _ip(*arguments: str) -> None:
+    import subprocess
+
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+def _copy_images(digests: list[str], hosts: list[Host]) -> None:
+    """Send images to hosts, side by side: they are saved once."""
+    import subprocess
+
+    loads = [
+        subprocess.Popen(
+            ["docker", "--host", host.address, "load", "--quiet"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+        for host in hosts
+    ]
+    with subprocess.Popen(["docker", "save", *digests], stdout=subprocess.PIPE) as saved:
+        while chunk := saved.stdout.read(1 << 20):
+            for load in loads:
+                load.stdin.write(chunk)
+    for load in loads:
+        load.stdin.close()
+        assert load.wait(120) == 0
+    assert saved.returncode == 0

@@ -13,6 +13,7 @@ ENGINES = {
     "process": "tasks.engines.process:ProcessEngine",
     "docker": "tasks.engines.docker:DockerEngine",
     "remote": "tasks.engines.remote:RemoteEngine",
+    "swarm": "tasks.engines.swarm:SwarmEngine",
     "fake": "tasks.engines.fake:FakeEngine",
 }
 

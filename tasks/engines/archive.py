@@ -18,23 +18,29 @@ CHUNK_BYTES = 1 << 20
 
 
 def pack(folder: Path, name: str, uid: int) -> IO[bytes]:
-    """Return a folder as an open tar file, called ``name`` in it and owned by ``uid``; what is hidden (work in
-    progress) stays here."""
+    """Return a folder as an open tar file, as ``write`` makes it."""
     stream = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        archive.addfile(_entry(name, uid, tarfile.DIRTYPE))
-        for path in sorted(folder.rglob("*")):
-            inside = path.relative_to(folder)
-            if any(part.startswith(".") for part in inside.parts) or path.is_symlink():
-                continue
-            if path.is_dir():
-                archive.addfile(_entry(f"{name}/{inside}", uid, tarfile.DIRTYPE))
-            elif path.is_file():
-                entry = _entry(f"{name}/{inside}", uid, tarfile.REGTYPE, path.stat().st_size)
-                with path.open("rb") as content:
-                    archive.addfile(entry, content)
+    write(stream, folder, name, uid)
     stream.seek(0)
     return stream
+
+
+def write(stream: Any, path: Path, name: str, uid: int) -> None:
+    """Write a folder or a file as a tar stream, called ``name`` in it and owned by ``uid``; what is hidden (work in
+    progress) or a link stays here. ``stream`` needs no more than ``write``."""
+    inside = sorted(path.rglob("*")) if path.is_dir() else []
+    with tarfile.open(fileobj=stream, mode="w|", bufsize=1 << 16) as archive:
+        for one in (path, *inside):
+            parts = one.relative_to(path).parts
+            if any(part.startswith(".") for part in parts) or one.is_symlink():
+                continue
+            within = "/".join((name, *parts))
+            if one.is_dir():
+                archive.addfile(_entry(within, uid, tarfile.DIRTYPE))
+            elif one.is_file():
+                with one.open("rb") as content:
+                    entry = _entry(within, uid, tarfile.REGTYPE, os.fstat(content.fileno()).st_size)
+                    archive.addfile(entry, content)
 
 
 def pack_file(name: str, content: bytes, uid: int) -> bytes:

@@ -47,9 +47,7 @@ def gang_name(site: str, key: str) -> str:
     return f"{LABEL}-{site}-{key}"
 
 
-def render_gang(
-    job: Job, image: str, site: str, devices: tuple[str, ...] = (), places: Places | None = None
-) -> Gang:
+def render_gang(job: Job, image: str, site: str, devices: tuple[str, ...] = (), places: Places | None = None) -> Gang:
     """Return a job's requests for the Docker Engine. ``devices``: the leased GPUs, those of node 0 first; where none
     are named the daemon is asked for as many as the job wants.
 
@@ -77,7 +75,7 @@ def render_gang(
 
 def _node(job: Job, node: int, name: str, image: str, site: str, devices: tuple[str, ...]) -> dict[str, Any]:
     replace = {"{node}": str(node), "{first}": "node-0"}
-    environment = {key: _filled(value, replace) for key, value in job.environment.items()}
+    environment = {key: filled(value, replace) for key, value in job.environment.items()}
     host = host_rules(job.limits) | {
         "NetworkMode": name,
         "Mounts": [{"Type": "volume", "Source": name, "Target": MOUNT}],
@@ -94,7 +92,7 @@ def _node(job: Job, node: int, name: str, image: str, site: str, devices: tuple[
         "User": f"{UID}:{UID}",
         "WorkingDir": ROOM,
         "Entrypoint": [],
-        "Cmd": [_filled(part, replace) for part in job.command],
+        "Cmd": [filled(part, replace) for part in job.command],
         "Env": [f"{key}={value}" for key, value in sorted(environment.items())],
         "Labels": _labels(site, job.key) | prefixed(job.labels) | prefixed(facts),
         "StopTimeout": STOP_SECONDS,
@@ -182,7 +180,7 @@ def _labels(site: str, key: str) -> dict[str, str]:
     return {f"{LABEL}.site": site, f"{LABEL}.job": key}
 
 
-def _filled(text: str, replace: dict[str, str]) -> str:
+def filled(text: str, replace: dict[str, str]) -> str:
     for mark, value in replace.items():
         text = text.replace(mark, value)
     return text

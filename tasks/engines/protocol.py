@@ -95,6 +95,9 @@ class JobEngine(Protocol):
 class RoomEngine(JobEngine, Protocol):
     """An engine whose nodes have no disk in common with us: rooms go there and come back by value."""
 
+    shares_room: bool
+    """Whether all nodes of a gang work in one room, so that what one of them writes the others find."""
+
     def fetch(self, handle: str, path: str, target: Path) -> bool:
         """Copy ``<path>`` in the room of node 0 to ``target`` (a file, or a folder's content); False where it is not
         there. ``target`` is complete or absent."""

@@ -30,6 +30,8 @@ class RemoteEngine:
     Every method may be called from any thread or process. All raise TryAgain where it does not answer.
     """
 
+    shares_room = True
+
     def __init__(self, home: Path, url: str = "", token: str = "") -> None:
         self.home, self.url, self.token = home, url, token
 

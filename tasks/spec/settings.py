@@ -44,7 +44,7 @@ class Settings(Value):
     tls_ca: str = Field(default="", description="what our own clients trust at the gateway; none: the certificate")
     mlflow_seconds: int = Field(default=30, ge=1, description="how long MLflow may take to answer a request")
     engine: Literal["process", "remote"] = Field(default="process", description="where steps and replicas run")
-    training_engine: Literal["process", "docker", "remote"] = Field(
+    training_engine: Literal["process", "docker", "swarm", "remote"] = Field(
         default="process", description="where ranks run"
     )
     jobs_url: str = Field(default="", description="the job service's URL, for the engine `remote`")

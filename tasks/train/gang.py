@@ -88,6 +88,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--ranks", type=int, required=True, help="on each node")
     parser.add_argument("--rendezvous", required=True, help="a file, or host:port")
+    parser.add_argument("--restarts", type=int, default=MAX_RESTARTS, help="of all ranks together")
     return parser.parse_args(arguments)
 
 
@@ -107,7 +108,7 @@ def _config(options: argparse.Namespace, notes: str) -> Any:
         rdzv_backend="c10d",
         rdzv_endpoint=meeting,
         rdzv_configs=KEEP_ALIVE | by_file,
-        max_restarts=MAX_RESTARTS,
+        max_restarts=options.restarts,
         monitor_interval=MONITOR_SECONDS,
         start_method="fork",
         shutdown_timeout=SHUTDOWN_SECONDS,

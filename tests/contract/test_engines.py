@@ -18,14 +18,25 @@ pytestmark = pytest.mark.timeout(60)
 SCRIPT = 'printf %b "$PRINTS"; while [ "$EXITS" = never ]; do sleep 0.05; done; exit "$EXITS"'
 
 
-@pytest.fixture(scope="module", params=["process", "docker", "remote", "fake"])
+@pytest.fixture(scope="module", params=["process", "docker", "remote", "swarm", "fake"])
 def subject(request, tmp_path_factory):
     home = tmp_path_factory.mktemp(request.param)
-    if request.param in ("docker", "remote"):
+    if request.param in ("docker", "remote", "swarm"):
         request.getfixturevalue("allow_images")(home, "drydock/base")
     if request.param == "remote":
         with request.getfixturevalue("job_service")(home) as served:
             yield engine("remote", home / "client", url=served.url, token=str(served.token))
+        return
+    if request.param == "swarm":
+        with request.getfixturevalue("swarm_of")("drydock/base") as hosts, pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DOCKER_HOST", hosts[0].address)
+            built = engine("swarm", home)
+            yield built
+            built.remove_all()
+            until = time.monotonic() + 20
+            while any(host.docker("ps", "--all", "--quiet") for host in hosts):
+                assert time.monotonic() < until, "containers are left on a host"
+                time.sleep(0.2)
         return
     built = engine(request.param, home)
     if request.param == "process":
@@ -255,7 +266,8 @@ def test_services_with_like_names_are_kept_apart(subject, service, tmp_path):
 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones():
-    with pytest.raises(BadRequest, match=r"engine = 'slurm', must be one of \['docker', 'fake', 'process', 'remote'\]"):
+    known = r"\['docker', 'fake', 'process', 'remote', 'swarm'\]"
+    with pytest.raises(BadRequest, match=f"engine = 'slurm', must be one of {known}"):
         engine("slurm", Path("/nowhere"))
 
 

@@ -63,7 +63,7 @@ class Bench:
         return subprocess.Popen([sys.executable, "-P", "-c", STEP, *map(str, paths), KEY], stdout=subprocess.DEVNULL)
 
     def ids(self) -> list[str]:
-        return [one["Id"] for one in self.engine._containers(KEY)]
+        return [one["Id"] for one in self.engine.list(f"drydock.job={KEY}")]
 
     def ranks(self) -> list[int]:
         """The ranks' process ids on this machine: forks of the launchers."""
@@ -255,7 +255,7 @@ def test_an_attempt_that_wakes_up_after_its_successor_began_is_fenced(bench, tra
     for container in old:
         bench.engine.api.pause(container)
     newer = bench.gang._job(request, bench.folder, 99, 1)
-    bench.engine._launch(newer, bench.engine.render(newer))
+    bench.engine._launch(newer)
     wait_for(lambda: (bench.volume() / "attempt").read_text() == "99")
     for container in old:
         bench.engine.api.unpause(container)

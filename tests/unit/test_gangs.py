@@ -13,7 +13,8 @@ import pytest
 from tasks import gangs
 from tasks.engines.protocol import JobState, JobStatus
 from tasks.gangs import Containers
-from tasks.spec.errors import TryAgain
+from tasks.spec.errors import DrydockError, TryAgain
+from tasks.train.gang import ACCUMULATE
 
 FILES = {"weights.safetensors": b"w", "history.jsonl": b'{"epoch": 1}\n'}
 FILES["done.json"] = json.dumps({"weights_sha256": hashlib.sha256(b"w").hexdigest()}).encode()
@@ -24,6 +25,8 @@ AWAY = TryAgain("no Docker daemon answers")
 
 class Restarting:
     """An engine whose answers are scripted, one each time; an error is raised. What ran is known dead afterwards."""
+
+    shares_room = True
 
     def __init__(self, polls: list[Any], submits: list[Any]) -> None:
         self.polls, self.submits, self.attempts, self.forgotten = iter(polls), iter(submits), [], 0
@@ -91,3 +94,67 @@ def test_a_daemon_that_is_not_there_at_all_is_told_at_once(run):
     with pytest.raises(TryAgain, match="no Docker daemon answers"):
         run(engine)
     assert engine.attempts == []
+
+
+class Failing(Restarting):
+    """An engine whose gangs fail, but for those that ``fits`` likes."""
+
+    def __init__(self, status: JobStatus, fits: Callable[[Any], bool] = lambda job: False) -> None:
+        super().__init__([], [])
+        self.status, self.fits, self.jobs = status, fits, []
+
+    def submit(self, job: Any) -> str:
+        self.jobs.append(job)
+        return "job-a-key"
+
+    def poll(self, handle: str) -> JobStatus:
+        self.ended = self.fits(self.jobs[-1])
+        return DONE if self.ended else self.status
+
+
+STARVED = JobStatus(state=JobState.FAILED, exit_code=137, cause="out of memory")
+
+
+def parts(engine: Failing) -> list[str]:
+    return [job.environment[ACCUMULATE] for job in engine.jobs]
+
+
+def test_out_of_memory_halves_the_micro_batch_until_it_fits(run):
+    engine = Failing(STARVED, lambda job: job.environment[ACCUMULATE] == "4")
+    assert [line.partition("again ")[2] for line in run(engine)] == [
+        "with each rank's batch in 2 parts",
+        "with each rank's batch in 4 parts",
+    ]
+    assert parts(engine) == ["1", "2", "4"]
+
+
+def test_without_smaller_micro_batches_it_never_fits(run, monkeypatch):
+    monkeypatch.setattr(gangs, "_smaller", lambda train, accumulate: accumulate)
+    engine = Failing(STARVED, lambda job: job.environment[ACCUMULATE] == "4")
+    with pytest.raises(DrydockError, match="the gang failed 4 times, the last time: out of memory"):
+        run(engine)
+    assert parts(engine) == ["1", "1", "1", "1"]
+
+
+def test_starts_are_bounded_and_further_and_further_apart(run, monkeypatch):
+    waits: list[float] = []
+    monkeypatch.setattr(gangs.time, "sleep", waits.append)
+    engine = Failing(DIED)
+    with pytest.raises(DrydockError, match="the gang failed 4 times, the last time: exit code 137; no checkpoint was"):
+        run(engine)
+    assert [job.attempt for job in engine.jobs] == [1, 2, 3, 4]
+    assert waits == [1, 2, 4]
+
+
+def test_without_the_bound_a_storm_goes_on(run, monkeypatch):
+    monkeypatch.setattr(gangs, "MAX_STARTS", 50)
+    engine = Failing(DIED)
+    with pytest.raises(DrydockError, match="the gang failed 50 times"):
+        run(engine)
+    assert len(engine.jobs) == 50
+
+
+@pytest.mark.parametrize(("nodes", "shares_room", "says"), [(2, False, True), (2, True, False), (1, False, False)])
+def test_only_launchers_that_share_no_room_restart_nothing(train_request, tmp_path, nodes, shares_room, says):
+    job = gangs.gang_job(train_request(nodes=nodes), tmp_path, 1, 1, shares_room, key="a", folder="/x")
+    assert ("--restarts=0" in job.command) is says
