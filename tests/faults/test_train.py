@@ -185,6 +185,22 @@ def test_whatever_is_wrong_with_the_newest_the_one_before_is_taken(halfway, tmp_
     assert words in refused[0]
 
 
+def test_without_verification_a_rotted_checkpoint_is_gone_on_from(halfway, tmp_path, monkeypatch):
+    """No format notices a flipped byte by itself: what sets it aside is the manifest."""
+    from tasks.train import checkpoint
+
+    shutil.copytree(halfway / "checkpoints", tmp_path / "checkpoints")
+    newest = max((tmp_path / "checkpoints").glob("epoch-*"))
+    with (newest / "state.safetensors").open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        last = stream.read(1)[0]
+        stream.seek(-1, os.SEEK_END)
+        stream.write(bytes([last ^ 0x10]))
+    monkeypatch.setattr(checkpoint, "verify", lambda folder: "")
+    state, refused = checkpoint.load_newest(tmp_path / "checkpoints")
+    assert (state.facts["place"]["epoch"], refused) == (int(newest.name[-5:]), [])
+
+
 def test_where_every_checkpoint_rotted_it_begins_again(undisturbed, halfway, train_request, tmp_path, capfd):
     folder = tmp_path / "room"
     shutil.copytree(halfway, folder)

@@ -44,6 +44,22 @@ def test_a_rank_that_is_stopped_or_hangs_is_killed(how):
     assert time.monotonic() - began < 5
 
 
+def test_without_the_watchdog_a_stopped_rank_stays():
+    """The same rank as above, and a watchdog that was never started: what ends it there is the watchdog."""
+    dog = Watchdog(1)
+
+    def hang() -> None:
+        Watch(dog, 0, hang_seconds=0.3).beat()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    pid = forked(hang)
+    time.sleep(1.5)
+    assert dog.late() == [pid]
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    os.kill(pid, signal.SIGKILL)
+    assert ended(pid) == -signal.SIGKILL
+
+
 def test_a_rank_that_goes_on_and_one_that_is_done_are_left_alone():
     dog = Watchdog(1)
     dog.start()
@@ -93,6 +109,16 @@ def test_only_the_newest_attempt_writes(tmp_path):
     with new.held():
         (tmp_path / "by").write_text("new")
     assert ((tmp_path / "by").read_text(), newest_attempt(tmp_path)) == ("new", 2)
+
+
+def test_without_the_check_an_old_attempt_writes_over_the_new_one(tmp_path, monkeypatch):
+    old = Fence(tmp_path, 1)
+    old.claim()
+    Fence(tmp_path, 2).claim()
+    monkeypatch.setattr(Fence, "check", lambda fence: None)
+    with old.held():
+        (tmp_path / "by").write_text("old")
+    assert (tmp_path / "by").read_text() == "old"
 
 
 def test_a_claim_waits_for_a_write_that_is_under_way(tmp_path):
