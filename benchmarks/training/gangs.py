@@ -59,7 +59,8 @@ class Watched:
         folder.mkdir(parents=True)
 
     def heard(self, line: dict[str, float]) -> None:
-        self.lines.append(line)
+        if "validation_loss" in line:  # not from within an epoch
+            self.lines.append(line)
 
     @property
     def first_step(self) -> float:

@@ -41,6 +41,8 @@ class Training:
         """Train, and do something when epoch ``at`` is over, once."""
 
         def heard(line: dict[str, float]) -> None:
+            if "validation_loss" not in line:
+                return  # from within an epoch
             self.epochs.append(int(line["epoch"]))
             if line["epoch"] == at:
                 do()
