@@ -131,10 +131,10 @@ def bare(request: TrainRequest, folder: Path) -> Watched:
 
 
 def pids_of_ranks(engine: DockerEngine) -> list[int]:
-    """Return the ranks' process ids on this machine: forks of the launchers in the containers."""
+    """Return the ranks' process ids on this machine: forks of the launchers, which are children of an init."""
     found = []
     for one in engine.list(f"drydock.job={KEY}"):
-        rows = [line for line in engine.api.top(one["Id"])["Processes"] if "tasks.train.gang" in line[-1]]
+        rows = [line for line in engine.api.top(one["Id"])["Processes"] if line[-1].startswith("python")]
         launchers = {line[1] for line in rows}
         found += [int(line[1]) for line in rows if line[2] in launchers]
     return found

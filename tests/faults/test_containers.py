@@ -68,10 +68,10 @@ class Bench:
         return [one["Id"] for one in self.engine.list(f"drydock.job={KEY}")]
 
     def ranks(self) -> list[int]:
-        """The ranks' process ids on this machine: forks of the launchers."""
+        """The ranks' process ids on this machine: forks of the launchers, which are children of an init."""
         found = []
         for container in self.ids():
-            rows = [line for line in self.engine.api.top(container)["Processes"] if "tasks.train.gang" in line[-1]]
+            rows = [line for line in self.engine.api.top(container)["Processes"] if line[-1].startswith("python")]
             pids = {line[1] for line in rows}
             found += [int(line[1]) for line in rows if line[2] in pids]
         return found
