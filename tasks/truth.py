@@ -97,13 +97,16 @@ def measure_tagged(rows: list[tuple[str, str]], classes: tuple[str, ...]) -> tup
 
 
 def _record(site: Site, told: Told, who: str) -> None:
-    accuracy = next((m for m in told.measured if m.metric == "accuracy"), None)
-    if accuracy is None:
+    from tasks.evaluate.pareto import quality_of
+
+    main = quality_of({m.metric for m in told.measured})
+    found = next((m for m in told.measured if (m.metric, m.slice) == (main, "overall")), None)
+    if found is None:
         text = f"{told.joined} late labels joined; none is of the live version"
     else:
         verdict = told.verdict.verdict if told.verdict else "no rule"
-        text = f"{told.joined} late labels: version {told.version} has accuracy {accuracy.value:.4g} "
-        text += f"({accuracy.low:.4g} to {accuracy.high:.4g}, n = {accuracy.samples}): {verdict}"
+        text = f"{told.joined} late labels: version {told.version} has {main} {found.value:.4g} "
+        text += f"({found.low:.4g} to {found.high:.4g}, n = {found.samples}): {verdict}"
     detail = {"joined": told.joined, "unmatched": told.unmatched}
     site.ledger.record_event(told.workload, "late labels", who, text, detail)
 

@@ -68,6 +68,23 @@ def test_what_is_measured_of_tags():
     assert {m.value for m in perfect if m.metric in ("entity_f1", "accuracy")} == {1.0}
 
 
+def test_late_labels_of_served_tags(tmp_path):
+    from tasks.truth import _read, measure_tagged
+
+    served = [("B-PER O", "B-PER O"), ("B-PER O", "O O"), ("O O", "O"), ("O B-X", "O O")]
+    found = {(m.metric, m.slice): m for m in measure_tagged(served, NAMES)}
+    assert found["accuracy", "overall"].value == 0.75, "the last two have other tags than the model"
+    assert found["entity_f1", "overall"].value == found["f1", "class:PER"].value == f1(1, 2, 1)
+    assert measure_tagged(served[2:], NAMES) == ()
+    path = tmp_path / "later.csv"
+    path.write_text("passport,label\na.1,B-PER  O\n")
+    assert _read(path, NAMES, True) == {("a.1", 0): "B-PER  O"}
+    for label in ("B-PER B-LOC", "''"):
+        path.write_text(f"passport,label\na.1,{label}\n")
+        with pytest.raises(BadRequest, match="is no class"):
+            _read(path, NAMES, True)
+
+
 class Letters:
     """A tokenizer as the library's looks: a piece a letter, and nothing left of a word of ``~`` alone."""
 
