@@ -120,6 +120,8 @@ def example_request(package: Package) -> dict[str, Any]:
 
 def _inputs(package: Package) -> str:
     feature = package.signature.feature
+    if feature.kind == "tokens":
+        return f"texts of at most {feature.max_chars} characters, whose words (by white space) are tagged each"
     if feature.kind == "text":
         return f"texts of at most {feature.max_chars} characters; tokens beyond {feature.max_tokens} are cut"
     if feature.kind == "image":
