@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.data.conditions import broken_rows, count_broken
+from tasks.data.docs import write_docs
 from tasks.data.history import compared, newest_frame, split_frame
 from tasks.data.profile import profile_of
 from tasks.data.revisions import facts_of
@@ -22,7 +23,7 @@ from tasks.data.table import empty_room, write_table
 from tasks.data.user_suites import Suite, read_suite, suite_files, suites_sha256
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.requests import ValidateDataRequest, ValidateDataResult
-from tasks.store.files import copy_folder, write_json
+from tasks.store.files import write_json
 from tasks.store.room import open_room
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _run(batches: list[tuple[Suite, pd.DataFrame]], docs: Path) -> dict[str, Any
         found = {suite.name: _run_suite(context, source, suite, frame) for suite, frame in batches}
         # Once for all: as a checkpoint's action it would build the whole site for each.
         context.build_data_docs()
-        copy_folder(Path(folder) / DOCS, docs)
+        write_docs(Path(folder) / DOCS, found, docs)
     return found
 
 

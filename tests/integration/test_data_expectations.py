@@ -83,6 +83,17 @@ def expect(kind: str, severity: str = "stop", **kwargs) -> dict:
     return {"type": f"expect_{kind}", "kwargs": kwargs, "meta": {"severity": severity}}
 
 
+def assert_reads_alone(docs: Path) -> str:
+    """The data docs are one page with all results, which asks no other host and runs nothing."""
+    (page,) = docs.rglob("*")
+    text = page.read_text()
+    assert not re.findall(r"//|<script|<link|<img|<iframe|url\(|@import|\bsrc=|\bon\w+=", text)
+    assert all(target.startswith("#") for target in re.findall(r'href="?([^">]*)', text))
+    assert "Generated.clean" in text
+    assert "Observed Value" in text
+    return text
+
+
 def test_sound_images_pass_and_the_docs_can_be_read(tmp_path, capfd):
     (tmp_path / "room").mkdir()
     (tmp_path / "room" / "left over").touch()
@@ -92,7 +103,7 @@ def test_sound_images_pass_and_the_docs_can_be_read(tmp_path, capfd):
     assert not result.quarantined
     files = ["docs", "profile.json", "quarantine.parquet", "validation.json"]
     assert sorted(path.name for path in (tmp_path / "room").iterdir()) == files
-    assert "Generated" in (tmp_path / "room" / "docs" / "index.html").read_text()
+    assert_reads_alone(tmp_path / "room" / "docs")
     facts = json.loads((tmp_path / "room" / "validation.json").read_text())
     assert facts["success"] is True
     write_manifest(tmp_path / "room")
@@ -152,6 +163,10 @@ def test_users_suites_are_run_beside_the_generated_one(tmp_path):
     result = run(tmp_path, {"pixels": images()}, IMAGE, suites)
     assert result.suites == ("Generated.raw", "Generated.clean", "Generated.split", "w", "w.more")
     assert result.evaluated == 18
+    told = assert_reads_alone(tmp_path / "room" / "docs")
+    assert told.count('class="bad"') == 3
+    assert "✘" in told
+    assert tuple(re.findall(r"Expectation Suite: *(\S+)", re.sub("<[^>]*>", " ", told))) == result.suites
     assert [line.split(":")[0] for line in result.failed] == ["w", "w.more"]
     assert "nope" in result.failed[1]
 
