@@ -226,9 +226,10 @@ def test_an_unknown_recipe_is_refused_before_any_step(site):
 def test_an_own_network_that_is_not_there_is_told_before_the_training(site):
     path = new_workload(site, "own", "table", own_model=True)
     boats(path.parent, 300)
+    workload = edit(site, "own", train=SMALL)
     (path.parent / "model.py").unlink()
     with pytest.raises(BadRequest, match=r"model\.py: is not there"):
-        run_local(edit(site, "own", train=SMALL), site, lambda line: None)
+        run_local(workload, site, lambda line: None)
     assert "train" not in {name.split("/")[0] for name in rooms(site)}
 
 
