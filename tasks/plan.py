@@ -179,7 +179,7 @@ def compress(workload: Workload, done: Done, site: Site, item: Any = None) -> Va
 
 def evaluate(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
     """``item`` is the result of compress for one variant."""
-    return _evaluation(workload, done, _package_uri(item), item["package_sha256"])
+    return _evaluation(workload, done, _package_uri(item), item["package_sha256"], site)
 
 
 def evaluate_champion(workload: Workload, done: Done, site: Site, item: Any = None) -> Value | None:
@@ -201,10 +201,10 @@ def evaluate_champion(workload: Workload, done: Done, site: Site, item: Any = No
     same_classes = set(signature.classes) == set(workload.data.label.names)
     if signature.feature != workload.data.feature or not same_classes:
         return None
-    return _evaluation(workload, done, str(folder), champion.digest_sha256)
+    return _evaluation(workload, done, str(folder), champion.digest_sha256, site)
 
 
-def _evaluation(workload: Workload, done: Done, uri: str, package_sha256: str) -> Value:
+def _evaluation(workload: Workload, done: Done, uri: str, package_sha256: str, site: Site) -> Value:
     return r.EvaluateRequest(
         workload=workload.name,
         package_uri=uri,
@@ -212,6 +212,8 @@ def _evaluation(workload: Workload, done: Done, uri: str, package_sha256: str) -
         dataset=_room(done["version"]),
         label=workload.data.label,
         evaluate=workload.evaluate,
+        core_watts=site.settings.core_watts,
+        price_per_kwh=site.settings.price_per_kwh,
     )
 
 

@@ -1,5 +1,5 @@
-"""What a prediction costs in joules: by the processor's own counter (RAPL) where it can be read, else estimated from
-CPU seconds at a declared power. Which of the two it was stands in the measurement's note."""
+"""What predictions cost in joules and money: by the processor's own counter (RAPL) where it can be read, else estimated
+from CPU seconds at a declared power. Which of the two it was stands in the measurement's note."""
 
 from __future__ import annotations
 
@@ -11,19 +11,26 @@ from tasks.spec.rules import Measurement
 
 # One counter a package, in microjoules, which wraps at max_energy_range_uj (Linux, Documentation/power/powercap).
 COUNTERS = Path("/sys/class/powercap")
-WATTS_A_CORE = 10.0
+JOULES_A_KWH = 3.6e6
 
 
-def joules_per_1000(ask: Callable[[int], int], calls: int) -> Measurement:
-    """Measure ``ask(call)``, which returns how many rows it asked, ``calls`` times."""
+def energy(
+    ask: Callable[[int], int], calls: int, core_watts: float, price_per_kwh: float
+) -> tuple[Measurement, Measurement]:
+    """Measure ``ask(call)``, which returns how many rows it asked, ``calls`` times: joules for a thousand predictions,
+    and what the energy of a million costs in the currency of the price."""
     before, cpu = _microjoules(), time.process_time()
     rows = sum(ask(call) for call in range(calls))
     cpu, after = time.process_time() - cpu, _microjoules()
     if before and after and all(after[path] >= value for path, value in before.items()):
         joules, note = sum(after[path] - value for path, value in before.items()) / 1e6, "RAPL, all of the machine"
     else:
-        joules, note = WATTS_A_CORE * cpu, f"estimate: CPU seconds at {WATTS_A_CORE:g} W"
-    return Measurement(metric="joules_per_1000", value=1000 * joules / rows, samples=rows, note=note)
+        joules, note = core_watts * cpu, f"estimate: CPU seconds at {core_watts:g} W"
+    money, told = 1e6 * joules / rows / JOULES_A_KWH * price_per_kwh, f"{note}; {price_per_kwh:g} a kWh, energy alone"
+    return (
+        Measurement(metric="joules_per_1000", value=1000 * joules / rows, samples=rows, note=note),
+        Measurement(metric="cost_per_million", value=money, samples=rows, note=told),
+    )
 
 
 def _microjoules() -> dict[Path, int]:

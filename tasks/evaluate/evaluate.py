@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tasks.evaluate.answers import Answers, answers_of
-from tasks.evaluate.energy import joules_per_1000
+from tasks.evaluate.energy import energy
 from tasks.evaluate.footprint import open_measured
 from tasks.evaluate.robust import measure_robustness
 from tasks.evaluate.slices import measure_slices
@@ -55,13 +55,18 @@ def evaluate(request: EvaluateRequest, room: Path) -> EvaluateResult:
 def _measure(package: Package, request: EvaluateRequest, rows: Any, answers: Answers) -> tuple[Measurement, ...]:
     data = Path(request.dataset.uri) / "data.parquet"
     robust = measure_robustness(package, rows, answers) if request.evaluate.robustness else ()
+
+    def ask(_: int) -> int:
+        package.predict(rows[:1])
+        return 1
+
     return (
         *answers.measure(),
         *measure_slices(request.evaluate, data, answers),
         *robust,
         *latency(package, rows),
         throughput(package, rows),
-        joules_per_1000(lambda call: len(package.predict(rows[:1])) and 1, ENERGY_CALLS),
+        *energy(ask, ENERGY_CALLS, request.core_watts, request.price_per_kwh),
         Measurement(metric="model_bytes", value=(package.folder / "model.onnx").stat().st_size, samples=1),
     )
 

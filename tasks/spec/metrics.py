@@ -56,6 +56,7 @@ METRICS = {
     "p99_ms": Metric(),
     "rows_per_second": Metric(),
     "joules_per_1000": Metric(),
+    "cost_per_million": Metric(),
     "model_bytes": Metric(),
     "memory_bytes": Metric(),
     "open_ms": Metric(),

@@ -261,6 +261,8 @@ class EvaluateRequest(Value):
     dataset: RoomRef
     label: Label
     evaluate: Evaluate = Evaluate()
+    core_watts: float = Field(default=10, gt=0, description="as in the settings: for estimates of energy")
+    price_per_kwh: float = Field(default=0.25, ge=0, description="as in the settings")
 
 
 class EvaluateResult(Value):

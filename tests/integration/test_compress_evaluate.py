@@ -289,6 +289,9 @@ def test_slices_groups_perturbations_and_the_cost_are_measured(made, digits_trai
     joules = found["joules_per_1000", "overall"]
     assert joules["value"] > 0
     assert "estimate" in joules["note"] or "RAPL" in joules["note"]
+    money = found["cost_per_million", "overall"]
+    assert money["value"] == pytest.approx(1000 * joules["value"] / 3.6e6 * 0.25)
+    assert "0.25 a kWh" in money["note"]
 
 
 @pytest.mark.parametrize(
