@@ -69,6 +69,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._request: Request | None = None  # the one that is being read
         self._complete: list[Request] = []
+        self._parsed: deque[Request] = deque()  # and not handled yet: their client does not read its answers
         self._waiting: deque[Request] = deque()  # for their answers, in order
         self._head_bytes, self._in_head, self._spoke = 0, False, False
         self._unfed, self._advancing, self._paused, self._unread_at = b"", False, False, None
@@ -99,6 +100,7 @@ class Connection(asyncio.Protocol):
         self.gone = self._ended = True
         self.connections.open.discard(self)
         self._waiting.clear()
+        self._parsed.clear()
         self._unfed, self._parser, self._usual = b"", None, None  # these hold us: a cycle
 
     def data_received(self, data: bytes) -> None:
@@ -129,9 +131,14 @@ class Connection(asyncio.Protocol):
             return
         self._advancing = True
         try:
-            while self._unfed and not self._ended and not self._blocked:
-                part, self._unfed = self._unfed[:SLICE_BYTES], self._unfed[SLICE_BYTES:]
-                self._feed(part)
+            while True:
+                if self._parsed and self._unread_at is None:
+                    self._handle(self._parsed.popleft())
+                elif self._unfed and not self._parsed and not self._ended and not self._blocked:
+                    part, self._unfed = self._unfed[:SLICE_BYTES], self._unfed[SLICE_BYTES:]
+                    self._feed(part)
+                else:
+                    break
         finally:
             self._advancing = False
         self._regulate()
@@ -148,7 +155,7 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading() if self._paused else self._transport.resume_reading()
 
     def _feed(self, data: bytes) -> None:
-        """Parse one slice, then handle the requests that it completed: the parser hides what its callbacks raise."""
+        """Parse one slice, and keep the requests that it completed: the parser hides what its callbacks raise."""
         between = self._request is None
         if between and len(data) == self._usual_bytes and data.startswith(self._usual_head):
             return self._repeat(data)
@@ -165,11 +172,10 @@ class Connection(asyncio.Protocol):
         complete, self._complete = self._complete, []
         if between and len(complete) == 1:
             self._learn(complete[0], data)
-        for request in complete:
-            self._handle(request)
+        self._parsed.extend(complete)
         if not refusal and self._in_head:
             refusal = self._judge_head(data)
-        if refusal and not self._ended:
+        if refusal and not (complete and complete[-1].close):
             self._refuse(refusal)
         elif self._request is None:
             self._since = time.perf_counter()
@@ -306,7 +312,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(answer)
             if request.close:
                 return self._end()
-        if self._unfed and not self._advancing:
+        if (self._unfed or self._parsed) and not self._advancing:
             self._advance()
         elif self._paused:
             self._regulate()
@@ -316,6 +322,7 @@ class Connection(asyncio.Protocol):
         the client might never read why it was refused: so our side first, theirs a moment later."""
         self._ended = True
         self._waiting.clear()
+        self._parsed.clear()
         if self.gone or self._transport.is_closing():
             return
         if self._paused:
