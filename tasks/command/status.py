@@ -31,15 +31,12 @@ def status_of(site: Site) -> dict[str, Any]:
 
 def _events(site: Site) -> list[dict[str, Any]]:
     """The newest events; one that came again and again, as in an outage, is told once with how often."""
-    events: list[dict[str, Any]] = []
+    events: dict[str, dict[str, Any]] = {}
     for event in read_events(site.home, 200):
-        if event["kind"] not in TOLD:
-            continue
-        same = next((old for old in events if old["message"] == event["message"]), None)
-        if same:
-            events.remove(same)
-        events.append(event | {"times": same["times"] + 1 if same else 1})
-    return events[-MOST_EVENTS:]
+        if event["kind"] in TOLD:
+            before = events.pop(event["message"], {"times": 0})
+            events[event["message"]] = event | {"times": before["times"] + 1}
+    return list(events.values())[-MOST_EVENTS:]
 
 
 def _services(site: Site) -> dict[str, str]:

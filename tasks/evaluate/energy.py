@@ -15,12 +15,13 @@ JOULES_A_KWH = 3.6e6
 
 
 def energy(
-    ask: Callable[[int], int], calls: int, core_watts: float, price_per_kwh: float
+    ask: Callable[[], object], rows: int, core_watts: float, price_per_kwh: float
 ) -> tuple[Measurement, Measurement]:
-    """Measure ``ask(call)``, which returns how many rows it asked, ``calls`` times: joules for a thousand predictions,
-    and what the energy of a million costs in the currency of the price."""
+    """Measure ``ask``, which asks for one row, ``rows`` times: joules for a thousand predictions, and what the energy
+    of a million costs in the currency of the price."""
     before, cpu = _microjoules(), time.process_time()
-    rows = sum(ask(call) for call in range(calls))
+    for _ in range(rows):
+        ask()
     cpu, after = time.process_time() - cpu, _microjoules()
     if before and after and all(after[path] >= value for path, value in before.items()):
         joules, note = sum(after[path] - value for path, value in before.items()) / 1e6, "RAPL, all of the machine"

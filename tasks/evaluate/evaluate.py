@@ -55,18 +55,13 @@ def evaluate(request: EvaluateRequest, room: Path) -> EvaluateResult:
 def _measure(package: Package, request: EvaluateRequest, rows: Any, answers: Answers) -> tuple[Measurement, ...]:
     data = Path(request.dataset.uri) / "data.parquet"
     robust = measure_robustness(package, rows, answers) if request.evaluate.robustness else ()
-
-    def ask(_: int) -> int:
-        package.predict(rows[:1])
-        return 1
-
     return (
         *answers.measure(),
         *measure_slices(request.evaluate, data, answers),
         *robust,
         *latency(package, rows),
         throughput(package, rows),
-        *energy(ask, ENERGY_CALLS, request.core_watts, request.price_per_kwh),
+        *energy(lambda: package.predict(rows[:1]), ENERGY_CALLS, request.core_watts, request.price_per_kwh),
         Measurement(metric="model_bytes", value=(package.folder / "model.onnx").stat().st_size, samples=1),
     )
 

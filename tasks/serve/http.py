@@ -68,8 +68,7 @@ class Connection(asyncio.Protocol):
         self.connections, self._app, self._limits = connections, connections.app, connections.limits
         self._parser = httptools.HttpRequestParser(self)
         self._request: Request | None = None  # the one that is being read
-        self._complete: list[Request] = []
-        self._parsed: deque[Request] = deque()  # and not handled yet: their client does not read its answers
+        self._parsed: deque[Request] = deque()  # and not handled yet: kept while their client reads no answers
         self._waiting: deque[Request] = deque()  # for their answers, in order
         self._head_bytes, self._in_head, self._spoke = 0, False, False
         self._unfed, self._advancing, self._paused, self._unread_at = b"", False, False, None
@@ -163,19 +162,17 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:  # is not offered: what follows is not for us
-            self._complete[-1].close = True
+            self._parsed[-1].close = True
         except httptools.HttpParserError as error:
             if self._refusal is None and isinstance(error, httptools.HttpParserCallbackError):
                 self._transport.abort()
                 raise
             refusal = self._refusal or Refusal(400, f"no HTTP/1.1 request: {str(error)[:80]}")
-        complete, self._complete = self._complete, []
-        if between and len(complete) == 1:
-            self._learn(complete[0], data)
-        self._parsed.extend(complete)
+        if between and len(self._parsed) == 1:
+            self._learn(self._parsed[0], data)
         if not refusal and self._in_head:
             refusal = self._judge_head(data)
-        if refusal and not (complete and complete[-1].close):
+        if refusal and not (self._parsed and self._parsed[-1].close):
             self._refuse(refusal)
         elif self._request is None:
             self._since = time.perf_counter()
@@ -269,7 +266,7 @@ class Connection(asyncio.Protocol):
             request.parts.append(body)
 
     def on_message_complete(self) -> None:
-        self._complete.append(self._request)
+        self._parsed.append(self._request)
         self._request = None
 
     def _judge_version(self, request: Request, headers: dict[bytes, bytes]) -> None:
