@@ -51,20 +51,28 @@ def _services(site: Site) -> dict[str, str]:
 
 
 def _workload(site: Site, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"workload": name, "problem": ""}
+    found: dict[str, Any] = {"workload": name, "problem": "", "champion": None}
     try:
         load_workload(site.workloads, name)
     except DrydockError as error:  # what serves goes on serving
-        found["problem"] = str(error)
+        found["problem"] = f"its file is wrong: {error}"
     if not (site.home / "ledger.db").exists():
-        return found | {"champion": None, "services": []}
-    champion = site.ledger.champion(name)
-    found["champion"] = champion.version if champion else None
-    intent = site.ledger.open_intent_of(name)
-    found["in_progress"] = intent.title if intent else ""
-    found["rollout"] = _rollout(site, name)
-    found["services"] = _served(site, name)
-    return found
+        return found | {"services": []}
+    try:
+        found |= _history(site, name)
+    except DrydockError as error:  # the database is locked, say
+        found["problem"] = f"its history can't be read: {error}"
+    return found | {"services": _served(site, name)}
+
+
+def _history(site: Site, name: str) -> dict[str, Any]:
+    """What the ledger and the last rollout's file tell."""
+    champion, intent = site.ledger.champion(name), site.ledger.open_intent_of(name)
+    return {
+        "champion": champion.version if champion else None,
+        "in_progress": intent.title if intent else "",
+        "rollout": _rollout(site, name),
+    }
 
 
 def _rollout(site: Site, name: str) -> dict[str, Any] | None:
@@ -117,7 +125,7 @@ def status_text(found: dict[str, Any]) -> str:
         state = f"champion: version {champion}" if champion else "no champion yet"
         lines.append(f"  {workload['workload']:<24} {state}")
         if workload["problem"]:
-            lines.append(f"    its file is wrong: {workload['problem']}")
+            lines.append(f"    {workload['problem']}")
         if workload.get("in_progress"):
             lines.append(f"    in progress: {workload['in_progress']}")
         if rollout := workload.get("rollout"):

@@ -40,7 +40,7 @@ def stray(home: Path, session: int | None = None, name: str | None = None) -> li
         inherited = environment.get(INSTANCE) == mine and name in (None, program)
         if inherited or (session and "PATH" not in environment and _session(process.pid) == session):
             found.append(process)
-    return [process for process in found if not _ended(process)]
+    return [process for process in found if not has_ended(process)]
 
 
 def members(group: int) -> list[psutil.Process]:
@@ -50,11 +50,21 @@ def members(group: int) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if os.getpgid(process.pid) == group and process.pid != os.getpid() and not _ended(process):
+            if os.getpgid(process.pid) == group and process.pid != os.getpid() and not has_ended(process):
                 found.append(process)
         except OSError:
             continue
     return found
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process is gone, or waits only for whoever started it to look."""
+    import psutil
+
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def end(find: Callable[[], list[psutil.Process]], grace_seconds: float) -> None:
@@ -92,15 +102,6 @@ def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
             process.send_signal(number)
         except psutil.Error:
             continue
-
-
-def _ended(process: psutil.Process) -> bool:
-    import psutil
-
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def _session(pid: int) -> int:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from tasks.release.entries import Entry
 from tasks.release.model import Row, utc_text
-from tasks.spec.errors import DrydockError, IntegrityLost, TryAgain
+from tasks.spec.errors import DrydockError, IntegrityLost, TryAgain, full_disk
 from tasks.spec.value import Value, canonical_json, sha256_of
 from tasks.store.files import exclusive, write_json
 from tasks.store.sign import key_id, make_key, sign_bytes, verify_bytes
@@ -212,6 +212,8 @@ class Chain:
         except sa.exc.IntegrityError:
             raise
         except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+            if _is_full(error.orig):
+                raise TryAgain(full_disk(self._name)) from error
             raise TryAgain(f"{self._name}: can't be used now: {error.orig}; try again") from error
         except sa.exc.DatabaseError as error:
             raise IntegrityLost(f"{self._name}: can't be read: {error.orig}; {RESTORE}") from error
@@ -222,9 +224,15 @@ class Chain:
 def _configure_sqlite(connection: Any, _record: Any) -> None:
     # The driver's own BEGIN comes late and deferred; ours is the event below.
     connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode = WAL")
-    # In WAL mode only FULL makes a commit outlive a power cut, and the head must never lead.
-    connection.execute("PRAGMA synchronous = FULL")
+    # Not WAL: its index is a file of its own, so on a full disk nothing could be read.
+    connection.execute("PRAGMA journal_mode = DELETE")
+    # A commit must outlive a power cut, the removal of its journal too: the head must never lead.
+    connection.execute("PRAGMA synchronous = EXTRA")
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether the database found no room: SQLite's code, or PostgreSQL's disk_full."""
+    return getattr(error, "sqlite_errorname", "") == "SQLITE_FULL" or getattr(error, "sqlstate", "") == "53100"
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

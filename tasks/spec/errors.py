@@ -64,8 +64,13 @@ def from_os(error: OSError) -> DrydockError:
     """Translate an error of the operating system: a full disk may pass, anything else is ours to explain."""
     where = error.filename or "the state folder"
     if error.errno == errno.ENOSPC:
-        return TryAgain(f"the disk is full at {where}: free some space and ask again; nothing is lost")
+        return TryAgain(full_disk(where))
     return DrydockError(f"{where}: {error.strerror or error}")
+
+
+def full_disk(where: object) -> str:
+    """Return what a person is told where a write found no room."""
+    return f"the disk is full at {where}: free some space and ask again; nothing is lost"
 
 
 def told(error: DrydockError) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 pytestmark = [pytest.mark.timeout(420)]
@@ -76,7 +77,14 @@ def champion(stack: Any) -> str | None:
 
 def running(stack: Any, part: str) -> list[Any]:
     """The stack's processes with ``part`` in their command line."""
-    return [process for process in stack.processes() if part in " ".join(process.cmdline())]
+    return [process for process in stack.processes() if part in _command_line(process)]
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # ended since it was listed
+        return ""
 
 
 def parked(api: Any) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import pytest
 
 from tasks.command.status import status_of, status_text
 from tasks.plan import request_for
+from tasks.release.model import Version
 from tasks.site import Site
-from tasks.spec.errors import from_os
+from tasks.spec.errors import TryAgain, from_os
 from tasks.spec.load import load_workload
 from tasks.spec.settings import resolve
 from tasks.store.events import read_events, record_event
@@ -75,3 +77,26 @@ def test_a_copy_and_an_event_on_a_full_disk(small_disk: Path, tmp_path_factory: 
     assert read_events(small_disk) == []
     told = status_text(status_of(Site(resolve({"DRYDOCK_HOME": str(small_disk), "DRYDOCK_ROOT": str(ROOT)}))))
     assert "MB are free; make room" in told
+
+
+@pytest.mark.timeout(30)
+def test_a_full_disk_hides_no_champion(small_disk: Path) -> None:
+    site = Site(resolve({"DRYDOCK_HOME": str(small_disk), "DRYDOCK_ROOT": str(ROOT)}))
+    first, second = (Version(version=number, digest_sha256=number * 64) for number in "12")
+    site.ledger.open_intent("digits", "promote", first, None, "rita", "", "a")
+    site.ledger.commit("a")
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 4096)
+    with pytest.raises(TryAgain, match="the disk is full at ledger"):
+        site.ledger.open_intent("digits", "promote", second, "1", "rita", "because " * 999, "b")
+    again = Site(site.settings)
+    (digits,) = (found for found in status_of(again)["workloads"] if found["workload"] == "digits")
+    assert (digits["champion"], digits["problem"]) == ("1", "")
+    again.ledger.verify()
+
+    filler.unlink()
+    again.ledger.open_intent("digits", "promote", second, "1", "rita", "", "c")
+    again.ledger.commit("c")
+    assert again.ledger.champion("digits") == second

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -22,7 +23,8 @@ from tasks.engines.log_file import CHUNK_BYTES
 from tasks.engines.process import ProcessEngine
 from tasks.engines.program import Program, render_ini, succeeding
 from tasks.engines.protocol import Job, JobState, Service
-from tasks.engines.supervisor import Supervisor, stray
+from tasks.engines.stray import has_ended, stray
+from tasks.engines.supervisor import Supervisor
 from tasks.spec.errors import BadRequest, TryAgain
 
 pytestmark = pytest.mark.timeout(60)
@@ -69,14 +71,11 @@ def _daemon_pid(engine: ProcessEngine) -> int:
 
 
 def _programs_running(home: Path) -> Counter[str]:
-    return Counter(process.environ()["SUPERVISOR_PROCESS_NAME"] for process in stray(home))
-
-
-def _gone(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE  # where no init reaps
-    except psutil.NoSuchProcess:
-        return True
+    found: Counter[str] = Counter()
+    for process in stray(home):
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended since it was listed
+            found[process.environ()["SUPERVISOR_PROCESS_NAME"]] += 1
+    return found
 
 
 def _in_processes(code: str, *arguments: Path, count: int) -> None:
@@ -114,7 +113,7 @@ def test_a_killed_launcher_leaves_no_child_on_its_port(engine, tmp_path):
     pid = engine.supervisor.info("launcher").pid
     (child,) = psutil.Process(pid).children()
     os.kill(pid, signal.SIGKILL)
-    _until(lambda: _gone(child) and _answers(url))
+    _until(lambda: has_ended(child) and _answers(url))
     assert psutil.Process(engine.supervisor.info("launcher").pid).children()
     assert "Address already in use" not in (tmp_path / "launcher.log").read_text()
 
@@ -148,7 +147,7 @@ def test_a_process_that_renamed_itself_is_found_too(engine, tmp_path):
     assert pid not in [process.pid for process in stray(tmp_path / "home")]
     _until(lambda: not engine.supervisor.running())
     engine.supervisor.start()
-    assert _gone(renamed)
+    assert has_ended(renamed)
 
 
 def test_two_processes_that_submit_one_key_run_it_once(engine, tmp_path):
@@ -216,7 +215,7 @@ def test_cancel_ends_a_child_that_ignores_sigterm(engine, tmp_path):
     began = time.monotonic()
     engine.cancel(handle)
     assert time.monotonic() - began < 8
-    assert _gone(child)
+    assert has_ended(child)
     assert stray(tmp_path / "home", name=handle) == []
 
 
