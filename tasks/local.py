@@ -11,6 +11,7 @@ from tasks.plan import request_for, retrain_of
 from tasks.site import Site
 from tasks.spec.workload import Workload
 from tasks.steps import run_step
+from tasks.store.space import require_space
 
 Say = Callable[[str], None]
 
@@ -21,6 +22,7 @@ def run_local(workload: Workload, site: Site, say: Say) -> dict[str, Any]:
     Raises:
         DrydockError: as the step that failed says; results so far are kept and recognised by the next run.
     """
+    require_space(site.home)
     check_secrets(workload, site)
     done: dict[str, Any] = {}
     for step in retrain_of(workload):

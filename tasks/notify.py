@@ -10,7 +10,7 @@ from typing import Any
 
 from tasks.site import Site
 from tasks.spec.errors import BadRequest, DrydockError
-from tasks.spec.load import load_workload
+from tasks.spec.load import load_workload, workload_names
 from tasks.spec.source import SECRET, secrets_of
 from tasks.spec.workload import Workload
 from tasks.store.events import record_event
@@ -19,9 +19,13 @@ TIMEOUT_SECONDS = 5
 
 
 def notify(site: Site, workload: str | None, kind: str, message: str, **facts: Any) -> None:
-    """Record the event, then post it to the workload's notifiers; one that can't be reached is an event too."""
+    """Record the event, then post it to the workload's notifiers; one that can't be reached is an event too.
+
+    Where it concerns no workload but the whole site, every notifier is told, once.
+    """
     event = record_event(site.home, kind, message, workload=workload, **facts)
-    for url in _webhooks(site, workload):
+    concerned = workload_names(site.workloads) if workload is None else [workload]
+    for url in dict.fromkeys(url for name in concerned for url in _webhooks(site, name)):
         _post(site, url, event)
 
 
@@ -54,10 +58,8 @@ def _secret(name: str, folder: Path) -> str:
         raise BadRequest(f"secret {name!r} does not resolve: set {variable} or write {folder / name}") from None
 
 
-def _webhooks(site: Site, workload: str | None) -> list[str]:
+def _webhooks(site: Site, workload: str) -> list[str]:
     """The workload's webhook addresses, resolved; what is wrong with them is an event, never a lost failure."""
-    if workload is None:
-        return []
     urls: list[str] = []
     with _told(site, workload, "no notifier was called"):
         for number, notifier in enumerate(load_workload(site.workloads, workload).notify):

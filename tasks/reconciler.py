@@ -29,6 +29,7 @@ from tasks.spec.load import load_workload, workload_names
 from tasks.spec.settings import resolve
 from tasks.store.events import record_event
 from tasks.store.files import exclusive
+from tasks.store.space import warning
 
 LISTEN_SECONDS = 5.0
 ACCESS_LOG_BYTES = 64 << 20
@@ -81,18 +82,27 @@ def tell(state: RolloutState, site: Site) -> None:
 
 def _listen(site: Site, stop: threading.Event) -> None:
     """Every few seconds: record the traffic, hear tags, renew the gateway's keys, keep its log bounded."""
-    series = Series(site.home)
+    series, low = Series(site.home), False
     while not stop.wait(LISTEN_SECONDS):
         with contextlib.suppress(DrydockError, OSError):
             _sample(site, series)
             site.gateway.rotate_log(ACCESS_LOG_BYTES)
         _renew_keys(site)
+        low = warn_of_the_disk(site, low)
         for workload in workload_names(site.workloads):
             try:
                 hear_tags(workload, site)
                 _pack(workload, site)
             except (DrydockError, OSError) as error:
                 sys.stderr.write(f"{workload}: {error}\n")
+
+
+def warn_of_the_disk(site: Site, told: bool) -> bool:
+    """Notify once when the disk gets low, before everything stands still; return whether it is."""
+    message = warning(site.home)
+    if message and not told:
+        notify(site, None, "failure", message)
+    return bool(message)
 
 
 def _renew_keys(site: Site) -> None:

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from tasks.orchestrate.api import ENDED, AirflowApi
-from tasks.spec.errors import DrydockError, TryAgain, heard
+from tasks.spec.errors import DrydockError, TryAgain, full_disk, heard
+from tasks.store.space import free_bytes
 
 POLL_SECONDS = 0.4
+# With less, Airflow's own database takes no writes and the run stands still.
+STUCK_BYTES = 256 << 10
 Say = Callable[[str], None]
 MARKS = {
     "success": "done",
@@ -32,7 +35,8 @@ def follow(
 
     Raises:
         DrydockError: the run failed; kind and message are those of the failed task.
-        TryAgain: it has not ended in time, or the person who watches stopped: in either case the run goes on.
+        TryAgain: it has not ended in time, or the person who watches stopped: in either case the run goes on; or the
+            disk is full: it goes on once there is space.
     """
     try:
         return _follow(api, dag_id, run_id, say, until, seconds)
@@ -56,6 +60,8 @@ def _follow(
             if run["state"] == "failed":
                 raise failure(api, dag_id, run_id, tasks)
             return str(run["state"])
+        if free_bytes(api.site.home) < STUCK_BYTES:
+            raise TryAgain(full_disk(api.site.home) + f"; {dag_id} goes on then")
         time.sleep(POLL_SECONDS)
     raise TryAgain(f"{dag_id}: run {run_id} has not ended after {seconds:.0f} s; it goes on in Airflow")
 

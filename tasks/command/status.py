@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 from tasks.engines.supervisor import Supervisor
@@ -10,9 +9,9 @@ from tasks.site import Site
 from tasks.spec.errors import DrydockError
 from tasks.spec.load import load_workload, workload_names
 from tasks.store.events import read_events
+from tasks.store.space import free_bytes, warning
 
 MOST_EVENTS = 8
-LOW_BYTES = 256 << 20
 TOLD = {
     *("failure", "refusal", "review", "approval", "rejection"),
     *("promotion", "rollback", "alias", "route", "notification"),
@@ -25,7 +24,8 @@ def status_of(site: Site) -> dict[str, Any]:
         "services": _services(site),
         "workloads": [_workload(site, name) for name in workload_names(site.workloads)],
         "events": _events(site),
-        "free_bytes": shutil.disk_usage(site.home).free if site.home.is_dir() else None,
+        "free_bytes": free_bytes(site.home),
+        "disk": warning(site.home),
     }
 
 
@@ -117,8 +117,8 @@ def status_text(found: dict[str, Any]) -> str:
     lines = ["SERVICES"]
     services = found["services"] or {"": "nothing runs; ./drydock up starts it"}
     lines += [f"  {name:<24} {state}" for name, state in services.items()]
-    if found["free_bytes"] is not None and found["free_bytes"] < LOW_BYTES:
-        lines.append(f"  {'disk':<24} {found['free_bytes'] / 1e6:.1f} MB are free; make room before the next run")
+    if found["disk"]:
+        lines.append(f"  {'disk':<24} {found['disk']}")
     lines.append("WORKLOADS")
     for workload in found["workloads"]:
         champion = workload.get("champion")

@@ -15,6 +15,7 @@ from tasks.site import Site
 from tasks.spec.changes import changed
 from tasks.spec.errors import Refused, TryAgain
 from tasks.spec.load import load_workload, workload_names
+from tasks.store.space import require_space
 
 RELEASE_SECONDS = 60
 
@@ -50,9 +51,11 @@ def retrain(site: Site, name: str, params: dict[str, Any], say: Say) -> dict[str
 
     Raises:
         BadRequest: a parameter that the workload can't take; nothing was triggered.
+        TryAgain: the disk is full; nothing was triggered either.
         DrydockError: the run failed.
     """
     changed(load_workload(site.workloads, name), params)
+    require_space(site.home)
     api, dag_id = AirflowApi(site), f"retrain_{name}"
     api.wait_for_dag(dag_id)
     run_id = api.trigger(dag_id, params)

@@ -28,6 +28,7 @@ from tasks.spec.load import load_workload
 from tasks.spec.value import Value
 from tasks.spec.workload import Workload
 from tasks.steps import finished, parse_request
+from tasks.store.space import require_space
 
 INLINE_SECONDS = 60
 POLL_SECONDS = 0.1
@@ -65,6 +66,7 @@ class PlanOperator(BaseOperator):
     def execute(self, context: Any) -> dict[str, Any]:
         site = Site()
         with as_airflow():
+            require_space(site.home)
             params = {name: value for name, value in dict(context["params"]).items() if value is not None}
             effective = changed(load_workload(site.workloads, self.workload), params)
             fits_pool(effective, site.settings)

@@ -18,6 +18,8 @@ from tasks.spec.value import Value
 from tasks.store.events import record_event
 
 INTERVAL_SECONDS = 1.0
+# What is over by then is no news: when the stack comes up, MLflow takes this long to answer.
+TOLD_AFTER_ROUNDS = 20
 ACTOR, CHALLENGER = "reconciler", "challenger"
 # The endpoints of all of a version's running replicas once it is ready, none where it is not. A replica that
 # is only busy must stay in: taking it out would send its load to the others, which are busy too.
@@ -38,7 +40,7 @@ def run(
     stop: threading.Event,
     interval_seconds: float = INTERVAL_SECONDS,
 ) -> None:
-    """Reconcile once an interval until ``stop`` is set. A dependency that is down is reported once.
+    """Reconcile once an interval until ``stop`` is set. A dependency that stays down is reported once.
 
     The aliases have a thread of their own: a registry that hangs keeps no traffic waiting.
     """
@@ -51,13 +53,13 @@ def run(
 
 
 def _repeat(work: Callable[[], Report], home: Path, stop: threading.Event, interval_seconds: float) -> None:
-    reported: set[str] = set()
+    rounds: dict[str, int] = {}
     while not stop.is_set():
-        errors = set(_errors_of(work))
-        for message in sorted(errors - reported):
-            record_event(home, "failure", f"reconciler: {message}")
         # What went away may come back, and is news then.
-        reported = errors
+        rounds = {message: rounds.get(message, 0) + 1 for message in sorted(_errors_of(work))}
+        for message, number in rounds.items():
+            if number == TOLD_AFTER_ROUNDS:
+                record_event(home, "failure", f"reconciler: {message}")
         stop.wait(interval_seconds)
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tasks.command.status import status_of, status_text
+from tasks.local import run_local
 from tasks.plan import request_for
+from tasks.reconciler import warn_of_the_disk
 from tasks.release.model import Version
 from tasks.site import Site
 from tasks.spec.errors import TryAgain, from_os
@@ -76,7 +78,24 @@ def test_a_copy_and_an_event_on_a_full_disk(small_disk: Path, tmp_path_factory: 
     assert "what happened" in capsys.readouterr().err
     assert read_events(small_disk) == []
     told = status_text(status_of(Site(resolve({"DRYDOCK_HOME": str(small_disk), "DRYDOCK_ROOT": str(ROOT)}))))
-    assert "MB are free; make room" in told
+    assert "make room before the next run" in told
+
+
+@pytest.mark.timeout(30)
+def test_a_run_does_not_begin_on_a_full_disk(small_disk: Path) -> None:
+    site = Site(resolve({"DRYDOCK_HOME": str(small_disk / "home"), "DRYDOCK_ROOT": str(ROOT)}))
+    with pytest.raises(TryAgain, match=r"the disk is full: 0.3 MB are free at .*, a run needs 67"):
+        run_local(load_workload(site.workloads, "digits"), site, print)
+    assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.timeout(30)
+def test_a_disk_that_gets_low_is_told_once(small_disk: Path) -> None:
+    site = Site(resolve({"DRYDOCK_HOME": str(small_disk), "DRYDOCK_ROOT": str(ROOT)}))
+    assert warn_of_the_disk(site, told=warn_of_the_disk(site, told=False))
+    (event,) = read_events(small_disk)
+    assert (event["kind"], event["workload"]) == ("failure", None)
+    assert event["message"].startswith("0.3 MB are free at")
 
 
 @pytest.mark.timeout(30)

@@ -112,6 +112,15 @@ def test_a_parameter_that_is_not_known_triggers_nothing(airflow: Late, site: Sit
     assert not airflow.asked
 
 
+def test_who_watches_on_a_full_disk_is_told_and_not_kept_waiting(
+    airflow: Late, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.command.follow.free_bytes", lambda home: 4096)
+    with pytest.raises(TryAgain, match=f"the disk is full at {site.home}: .* retrain_digits goes on then"):
+        retrain(site, "digits", {}, print)
+    assert airflow.asked[f"POST {RUNS}"] == 1
+
+
 def test_who_stops_watching_is_told_that_the_run_goes_on(
     airflow: Late, site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,12 @@ def test_without_a_workload_it_is_an_event(site):
     assert [(e["kind"], e["message"], e["run_id"]) for e in read_events(site.home)] == [("failure", "it broke", "r1")]
 
 
+def test_what_concerns_the_whole_site_is_posted_once(site, webhook):
+    declare(site, f"{webhook.url}/a", f"{webhook.url}/b", f"{webhook.url}/a")
+    notify(site, None, "failure", "the disk is full")
+    assert [path for path, _ in webhook.posted] == ["/a", "/b"]
+
+
 def test_a_webhook_gets_the_event_and_the_secret_of_its_address(site, webhook, monkeypatch):
     monkeypatch.setenv("DRYDOCK_SECRET_BOATS_TOKEN", "t0k3n")
     declare(site, webhook.url + "/hook/${secret:boats-token}")
