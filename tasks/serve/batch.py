@@ -1,7 +1,9 @@
 """Batches without a timer: what is there now is asked together, and a lone request never waits.
 
 A cheap model is asked on the event loop, with everything that was readable in this turn of it. A dear one is asked
-in a thread; what comes meanwhile is the next batch. Which of the two is measured at warm-up.
+in a thread; what comes meanwhile is the next batch. Which of the two is measured at warm-up. A request that is alone
+has nothing to wait for while a thread wakes up: where a dear model's answer takes a few milliseconds, it too is asked
+on the loop.
 
     submit ─► queue ─┬─ cheap: at the end of this turn of the loop ─┬─► one batch ─► deliver, each its own rows
                      └─ dear: when the batch before has ended ──────┘
@@ -22,8 +24,9 @@ from tasks.spec.errors import BadRequest, DrydockError
 
 WARM_UP_CALLS = 3
 CHEAP_SECONDS = 1e-3  # for one row; a thread's hand-over costs a tenth of it
-# A batch that would hold the loop for longer goes to the thread, though the model is cheap.
+# What would hold the loop for longer goes to the thread: a batch of a cheap model, a lone request to a dear one.
 INLINE_SECONDS = 5e-3
+LONE_SECONDS = 10e-3
 # How much the newest batch says about what a row costs.
 NEWEST_SHARE = 0.2
 
@@ -106,7 +109,8 @@ class Batcher:
             return
         jobs, num_rows, units = self._take()
         started, self._running = time.perf_counter(), len(jobs)
-        if self.cheap and units * self._seconds_per_unit < INLINE_SECONDS:
+        most = INLINE_SECONDS if self.cheap else LONE_SECONDS if len(jobs) == 1 else 0
+        if units * self._seconds_per_unit < most:
             outcomes = None
             try:
                 outcomes = self._answer(jobs)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tasks.serve.app import App
-from tasks.serve.batch import Batcher
+from tasks.serve.batch import LONE_SECONDS, Batcher
 from tasks.serve.cache import ENTRY_BYTES, Cache
 from tasks.serve.http import Connections
 from tasks.serve.message import Limits
@@ -36,6 +36,8 @@ class Served:
     def __init__(self, made, log=None, max_queue=8, cache_bytes=0, cheap=True, **limits) -> None:
         self.batcher = Batcher(open_package(made.folder, made.digest_sha256, made.keys), 64, max_queue, 1.0)
         self.batcher.cheap = cheap
+        if not cheap:
+            self.batcher._seconds_per_unit = 2 * LONE_SECONDS
         classes = self.batcher.package.signature.classes
         self.metrics = Metrics({"sha256": made.digest_sha256}, classes, lambda: self.batcher.depth)
         self.cache = Cache(made.digest_sha256, cache_bytes)
@@ -254,6 +256,16 @@ def test_what_waits_for_a_dear_model_becomes_one_batch(digits, serve):
     responses = at_once(served, 20, json=body(digits.rows[:1]))
     assert {response.status_code for response in responses} == {200}
     assert sum(served.metrics.batch_rows.counts) <= 2  # of 20
+
+
+def test_a_lone_request_is_answered_where_it_was_read_unless_that_takes_long(digits, serve):
+    served = serve(digits, cheap=False)
+    answer, threads = served.batcher.package.answer, []
+    served.batcher.package.answer = lambda rows: threads.append(threading.current_thread().name) or answer(rows)
+    for seconds in (2 * LONE_SECONDS, LONE_SECONDS / 2):
+        served.batcher._seconds_per_unit = seconds
+        assert served("POST", INFER, json=body(digits.rows[:1])).status_code == 200
+    assert [name.startswith("model") for name in threads] == [True, False]
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(digits, serve):
