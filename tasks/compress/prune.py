@@ -2,7 +2,7 @@
 
 Which weights matter least is torch's judgement (``torch.nn.utils.prune``). Whole units are then really removed: the
 graph of calls (``torch.fx``) shows where a layer's outputs feed one other layer alone, and both shrink together. Units
-that something else reads too (a residual sum, say) stay.
+that something else reads too (a residual sum, say) stay. Heads and layers of an encoder: ``tasks.compress.heads``.
 
     F a layer's outputs   G the next layer's outputs
 """
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import prune as torch_prune
 
+from tasks.compress.heads import remove_parts
 from tasks.compress.network import Source
 from tasks.spec.compress import Pruned, Sparse
 from tasks.spec.errors import BadRequest
@@ -37,11 +38,14 @@ def prune(source: Source, variant: Pruned | Sparse, data: Path) -> None:
     """Prune the body of ``source`` in place and train it on; the best epoch by validation loss is kept.
 
     Raises:
-        BadRequest: no layer of the network can lose units.
+        BadRequest: no layer of the network can lose units, or it has no heads and layers.
     """
     torch.manual_seed(source.request.train.seed)
     if isinstance(variant, Pruned):
-        _remove_units(source.body, variant)
+        if variant.of == "units":
+            _remove_units(source.body, variant)
+        else:
+            remove_parts(source.body, variant, *_tensors(source, data, "train"))
         _train_on(source, data, variant.epochs)
         return
     layers = [module for module in source.body.modules() if isinstance(module, LAYERS)]

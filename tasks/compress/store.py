@@ -73,6 +73,8 @@ def _write(variant: Variant, source: Path, target: Path, samples: Samples) -> st
         return quantise_static(source, target, samples, options)
     if variant.stored == "fp16":
         return halve(source, target)
+    if variant.stored == "bf16":
+        return keep_as_bf16(source, target)
     return to_int4(source, target, variant if isinstance(variant, Int4) else Int4(kind="int4"))
 
 
@@ -96,6 +98,29 @@ def halve(source: Path, target: Path) -> str:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), str(target))
+    return ""
+
+
+def keep_as_bf16(source: Path, target: Path) -> str:
+    """Weights of float32 stored as bfloat16, rounded to the nearest, and cast back when the session starts.
+
+    The operators stay float32: ONNX Runtime has none of bfloat16 for CPUs.
+    """
+    import ml_dtypes
+    import onnx
+
+    model = onnx.load(source)
+    graph, casts = model.graph, []
+    for weight in graph.initializer:
+        if weight.data_type != onnx.TensorProto.FLOAT or not weight.dims:
+            continue
+        name, rounded = weight.name, onnx.numpy_helper.to_array(weight).astype(ml_dtypes.bfloat16)
+        weight.CopyFrom(onnx.numpy_helper.from_array(rounded, f"{name}.bf16"))
+        casts.append(onnx.helper.make_node("Cast", [weight.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend(casts + nodes)
+    onnx.save(model, str(target))
     return ""
 
 

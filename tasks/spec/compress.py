@@ -15,7 +15,7 @@ from tasks.spec.value import Value, register_tags
 Objective = Literal["quality", "latency", "size", "energy"]
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,39}$")]
 # How the graph's numbers are stored. These need no more options, so a variant that trains names one to follow.
-Stored = Literal["fp32", "int8", "int8-static", "fp16", "int4"]
+Stored = Literal["fp32", "int8", "int8-static", "fp16", "bf16", "int4"]
 
 
 class _Variant(Value):
@@ -25,8 +25,8 @@ class _Variant(Value):
     @property
     def label(self) -> str:
         """The candidate's name."""
-        then = getattr(self, "then", "fp32")
-        return self.name or (self.kind if then == "fp32" else f"{self.kind}-{then}")
+        more = [getattr(self, "of", "units"), getattr(self, "then", "fp32")]
+        return self.name or "-".join([self.kind, *(what for what in more if what not in ("units", "fp32"))])
 
     @property
     def stored(self) -> Stored:
@@ -62,6 +62,12 @@ class Fp16(_Variant):
     kind: Literal["fp16"]
 
 
+class Bf16(_Variant):
+    """Weights as bfloat16, which keeps the range of float32: half the size; computed as float32."""
+
+    kind: Literal["bf16"]
+
+
 class Int4(_Variant):
     """Weights of matrix products as int4 in blocks, activations float (ONNX Runtime's MatMulNBits)."""
 
@@ -70,10 +76,12 @@ class Int4(_Variant):
 
 
 class Pruned(_Variant):
-    """Whole hidden units or channels are removed by their L2 norm, and what is left is trained on."""
+    """Whole hidden units or channels are removed by their L2 norm, or an encoder's heads or layers by what they do,
+    and what is left is trained on."""
 
     kind: Literal["pruned"]
-    ratio: float = Field(default=0.5, gt=0, lt=1, description="of the units of each hidden layer that go")
+    of: Literal["units", "heads", "layers"] = Field(default="units", description="what goes")
+    ratio: float = Field(default=0.5, gt=0, lt=1, description="of each hidden layer's units, its heads, or the layers")
     epochs: int = Field(default=3, ge=1, description="of training on, at most")
     then: Stored = "fp32"
 
@@ -97,8 +105,8 @@ class Distilled(_Variant):
     then: Stored = "fp32"
 
 
-KINDS = (Fp32, DynamicInt8, StaticInt8, Fp16, Int4, Pruned, Sparse, Distilled)
-NAMES = Literal["fp32", "int8", "int8-static", "fp16", "int4", "pruned", "sparse"]
+KINDS = (Fp32, DynamicInt8, StaticInt8, Fp16, Bf16, Int4, Pruned, Sparse, Distilled)
+NAMES = Literal["fp32", "int8", "int8-static", "fp16", "bf16", "int4", "pruned", "sparse"]
 
 
 def _kind_of(found: Any) -> str:
@@ -121,6 +129,7 @@ Variant = Annotated[
     | Annotated[DynamicInt8, Tag("int8")]
     | Annotated[StaticInt8, Tag("int8-static")]
     | Annotated[Fp16, Tag("fp16")]
+    | Annotated[Bf16, Tag("bf16")]
     | Annotated[Int4, Tag("int4")]
     | Annotated[Pruned, Tag("pruned")]
     | Annotated[Sparse, Tag("sparse")]
@@ -128,7 +137,7 @@ Variant = Annotated[
     Discriminator(_kind_of),
     AfterValidator(_named),
 ]
-register_tags("a name", "fp32", "int8", "int8-static", "fp16", "int4", "pruned", "sparse", "distilled")
+register_tags("a name", "fp32", "int8", "int8-static", "fp16", "bf16", "int4", "pruned", "sparse", "distilled")
 
 
 class Compress(Value):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.spec.compress import Compress, Distilled
+from tasks.spec.compress import Compress, Distilled, Pruned
 from tasks.spec.cron import PRESETS as CRON_PRESETS
 from tasks.spec.cron import is_cron
 from tasks.spec.data import Data
@@ -135,6 +135,17 @@ class Workload(Value):
             raise ValueError("evaluate.groups: must be empty where words are tagged; declare evaluate.slices")
         if any(isinstance(variant, Distilled) for variant in self.compress.variants):
             raise ValueError("compress.variants: 'distilled' can't be of a network that tags words; use pruned or int8")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_pruned_is_there(self) -> Workload:
+        recipe = self.train.recipe.kind
+        for place, variant in enumerate(self.compress.variants):
+            if isinstance(variant, Pruned) and variant.of != "units" and recipe not in ("transformer", "pretrained"):
+                raise ValueError(
+                    f"compress.variants.{place}.of = {variant.of!r}, must be units: train.recipe.kind = {recipe!r} "
+                    f"has no {variant.of}"
+                )
         return self
 
     @model_validator(mode="after")

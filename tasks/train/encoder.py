@@ -124,11 +124,11 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        shape = (x.shape[0], x.shape[1], self.heads, x.shape[2] // self.heads)
+        shape = (x.shape[0], x.shape[1], self.heads, -1)  # with heads removed they are narrower than D together
         query, key, value = (part(x).reshape(shape).transpose(1, 2) for part in (self.query, self.key, self.value))
         dropout = self.dropout if self.training else 0.0
         found = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout)
-        return self.out(found.transpose(1, 2).reshape(x.shape))
+        return self.out(found.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1))
 
 
 class Adapted(nn.Linear):

@@ -141,12 +141,15 @@ def test_static_int8_leaves_the_layers_float_that_lose_most(digits_trained, tmp_
     assert loose.agreement > 0.95
 
 
-def test_half_and_int4_are_smaller_and_say_what_they_are(made, digits_trained, tmp_path):
+def test_half_brain_float_and_int4_are_smaller_and_say_what_they_are(made, digits_trained, tmp_path):
     fp32 = made["fp32"].compressed.model_bytes
     half, package = made_as(digits_trained, "fp16", tmp_path / "fp16")
     assert half.model_bytes < fp32
     assert half.parity_max_difference < 0.02
     assert package.signature.variant == "fp16"
+    brain, _ = made_as(digits_trained, "bf16", tmp_path / "bf16")
+    assert brain.model_bytes < 0.9 * fp32  # half of its weights; the graph itself is as long
+    assert 0 < brain.parity_max_difference < 0.05
     int4, _ = made_as(digits_trained, {"kind": "int4", "block_size": 16}, tmp_path / "int4")
     assert int4.model_bytes < fp32
     assert int4.agreement > 0.9

@@ -25,14 +25,16 @@ data:
   feature: {kind: tokens, max_tokens: 12, vocabulary: 300}
   label: {column: tags, classes: [O, B-PER, I-PER, B-LOC, I-LOC]}
 train:
-  recipe: {kind: transformer, width: 32, heads: 2, layers: 1, feedforward: 64, dropout: 0.0}
+  recipe: {kind: transformer, width: 32, heads: 2, layers: 2, feedforward: 64, dropout: 0.0}
   ranks: 2
   batch_size: 16
   accumulate: 2
   similar_lengths: true
   optimiser: {learning_rate: 0.01}
   stopping: {max_epochs: 5, patience_epochs: 5, metric: entity_f1}
-compress: {objective: quality, variants: [fp32, int8]}
+compress:
+  objective: quality
+  variants: [fp32, int8, {kind: pruned, of: heads}, {kind: pruned, of: layers, then: int8}]
 evaluate: {slices: [{name: long, where: "length(tokens) > 20"}]}
 gate:
   rules:
@@ -68,7 +70,13 @@ def test_names_are_learnt_judged_registered_and_served(site, tmp_path):
     last = json.loads((room / "history.jsonl").read_text().splitlines()[-1])
     assert last["validation_entity_f1"] > 0.9
     assert done["train"]["best_epoch"] >= 1
-    assert [made["parity_max_difference"] < limit for made, limit in zip(done["compress"], (1e-4, 0.5), strict=True)]
+    fp32, int8, heads, layers = done["compress"]
+    assert max(fp32["parity_max_difference"], heads["parity_max_difference"]) < 1e-4
+    assert max(int8["parity_max_difference"], layers["parity_max_difference"]) < 0.5
+    assert [made["variant"] for made in (heads, layers)] == ["pruned-heads", "pruned-layers-int8"]
+    assert heads["model_bytes"] < fp32["model_bytes"]
+    assert layers["model_bytes"] < int8["model_bytes"]
+    assert min(heads["agreement"], layers["agreement"]) > 0.9
     assert done["judge"]["verdict"] == "pass", done["judge"]["summary"]
     taken = Path(done["evaluate"][0]["room"]["uri"])
     measured = {(m["metric"], m["slice"]): m for m in json.loads((taken / "measurements.json").read_text())}

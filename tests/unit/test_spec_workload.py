@@ -142,6 +142,11 @@ def test_a_folder_that_a_killed_command_left_is_no_workload(tmp_path):
         ("train:", "compress: {variants: [int3]}\ntrain:", ["compress.variants.0", "int3", "int8"]),
         ("train:", "compress: {variants: [{kind: int3}]}\ntrain:", ["compress.variants.0", "int3", "int8"]),
         ("train:", "compress: {variants: [{kind: pruned, ratio: 1}]}\ntrain:", ["compress.variants.0.ratio = 1"]),
+        (
+            "train:",
+            "compress: {variants: [fp32, {kind: pruned, of: heads}]}\ntrain:",
+            ["compress.variants.1.of = 'heads', must be units", "'mlp' has no heads"],
+        ),
         ("train:", "compress: {variants: [{kind: distilled}]}\ntrain:", ["compress.variants.0.student is missing"]),
         ("train:", "compress: {variants: [int8, {kind: int8}]}\ntrain:", ["distinct", "name of its own"]),
         ("name: boats", "name: Boats", ['name = "Boats"', "pattern"]),
