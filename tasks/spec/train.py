@@ -6,10 +6,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from tasks.spec.parallel import DIVIDING, check_divides
 from tasks.spec.recipe import Recipe
 from tasks.spec.value import Value
 
-Parallel = Literal["ddp", "fsdp", "auto"]
+Parallel = Literal["ddp", "fsdp", "tensor", "auto"]
 Gradients = Literal["fp32", "fp16", "bf16", "powersgd", "auto"]
 
 
@@ -66,7 +67,8 @@ class Train(Value):
     recipe: Recipe
     parallel: Parallel = Field(
         default="ddp",
-        description="ddp: a whole network a rank; fsdp: each holds a part; auto: what is measured to be the fastest",
+        description="ddp: a whole network a rank; fsdp: each holds a part; tensor: each computes a part of a layer; "
+        "auto: what is measured to be the fastest of one rank, ddp and fsdp",
     )
     gradients: Gradients = Field(
         default="fp32",
@@ -75,7 +77,7 @@ class Train(Value):
     )
     nodes: int = Field(default=1, ge=1)
     ranks: int = Field(default=2, ge=1, description="processes on each node")
-    batch_size: int = Field(default=64, ge=1, description="global: divided among the ranks")
+    batch_size: int = Field(default=64, ge=1, description="global: divided among ranks that have rows of their own")
     accumulate: int = Field(default=1, ge=1, description="into how many parts each rank divides its share of a batch")
     optimiser: Optimiser = Optimiser()
     class_weights: Literal["none", "balanced"] = Field(
@@ -102,17 +104,28 @@ class Train(Value):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Train:
-        if self.batch_size % (self.world_size * self.accumulate):
-            raise ValueError(
-                f"batch_size = {self.batch_size}, must be a multiple of nodes x ranks x accumulate = "
-                f"{self.world_size * self.accumulate}"
-            )
+        if self.parallel in DIVIDING:
+            parts, words = self.accumulate, "accumulate"
+        else:
+            parts, words = self.world_size * self.accumulate, "nodes x ranks x accumulate"
+        if self.batch_size % parts:
+            raise ValueError(f"batch_size = {self.batch_size}, must be a multiple of {words} = {parts}")
+        return self
+
+    @model_validator(mode="after")
+    def _is_divided_as_it_can_be(self) -> Train:
+        if self.parallel in DIVIDING:
+            check_divides(self.parallel, self.recipe, self.world_size)
+            if self.compile:
+                raise ValueError(f"compile = true, must be false where parallel is {self.parallel!r}")
         return self
 
     @model_validator(mode="after")
     def _gradients_are_of_ddp(self) -> Train:
-        if self.gradients != "fp32" and self.parallel == "fsdp":
-            raise ValueError(f"gradients = {self.gradients!r}, must be fp32 where parallel is 'fsdp'; or parallel: ddp")
+        if self.gradients != "fp32" and self.parallel not in ("ddp", "auto"):
+            raise ValueError(
+                f"gradients = {self.gradients!r}, must be fp32 where parallel is {self.parallel!r}; or parallel: ddp"
+            )
         return self
 
     @model_validator(mode="after")

@@ -59,7 +59,7 @@ class Meter:
             "cpu_seconds": cpu,
             "cpu_busy_ratio": cpu / seconds / (world * torch.get_num_threads()),
             "memory_bytes": memory,
-            "wire_bytes": done * trainer.strategy.wire_bytes(world),
+            "wire_bytes": trainer.strategy.wire_bytes(world, done),
             "ranks": world,
         }
         line |= {f"joules_{self.energy.source}": joules} if self.energy.source else {}
@@ -95,7 +95,7 @@ def hold_together(fingerprints: list[float], epoch: int) -> None:
 def rows_of_step(trainer: Trainer) -> int:
     from tasks.train.batches import whole_batch
 
-    return whole_batch(len(trainer.data["train"]), trainer.train.batch_size, trainer.world)
+    return whole_batch(len(trainer.data["train"]), trainer.train.batch_size, trainer.readers)
 
 
 def memory_bytes() -> float:

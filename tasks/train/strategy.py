@@ -4,18 +4,23 @@ one saved, another goes on with.
 - ``one``: a rank alone.
 - ``ddp``: a whole network a rank; gradients are averaged while they are computed (PyTorch DDP, Li et al. 2020).
 - ``fsdp``: each rank holds a part of every tensor and gathers a layer when it is its turn (FSDP2, Zhao et al. 2023).
+- ``tensor``: see ``tasks.train.tensor``.
 
-``whole`` and the forward pass of ``fsdp`` are exchanges: every rank calls them, in the same order.
+``whole``, ``total``, ``norm`` and a forward pass may be exchanges: every rank calls them, in the same order.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+from tasks.train import learn
 
 # So many hexadecimal digits are a whole number that a double holds.
 FINGERPRINT_DIGITS = 12
@@ -25,6 +30,8 @@ class One:
     """A rank alone; the base of the others."""
 
     name = "one"
+    # Whether a rank reads rows of its own; else all ranks read all.
+    own_rows = True
 
     def __init__(self, network: nn.Module, gradients: str = "fp32") -> None:
         # ``network`` has the parameters under their names; ``call`` is what a training step calls.
@@ -47,8 +54,17 @@ class One:
         """Return the network's tensors, whole."""
         return {name: self.whole(value) for name, value in self.network.state_dict().items()}
 
-    def wire_bytes(self, world: int) -> int:
-        """Return what all ranks send for one step: of N ranks and gradients of G bytes, by the ring's formula."""
+    def total(self, value: Tensor) -> Tensor:
+        """Return the sum over all rows, of what this rank counted on those that it read; ``value`` is overwritten."""
+        return value
+
+    def norm(self, limit: float | None) -> float:
+        """Return the norm of all gradients, and scale those beyond ``limit`` down to it."""
+        return learn.norm_of_gradients(self.network, limit)
+
+    def wire_bytes(self, world: int, steps: int) -> int:
+        """Return what all ranks sent for the last ``steps``: of N ranks and G bytes to sum up, by the ring's formula.
+        Called once for each stretch of steps."""
         return 0
 
     def fingerprint(self) -> int:
@@ -78,16 +94,18 @@ class Ddp(One):
     def exchange(self, now: bool) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if now else self.call.no_sync()
 
-    def wire_bytes(self, world: int) -> int:
+    def total(self, value: Tensor) -> Tensor:
+        dist.all_reduce(value)
+        return value
+
+    def wire_bytes(self, world: int, steps: int) -> int:
         from tasks.train.wire import bytes_of
 
-        return 2 * (world - 1) * bytes_of([p for p in self.network.parameters() if p.requires_grad], self.gradients)
+        learnt = [p for p in self.network.parameters() if p.requires_grad]
+        return steps * 2 * (world - 1) * bytes_of(learnt, self.gradients)
 
     def fingerprint(self) -> int:
-        digest = hashlib.sha256()
-        for parameter in self.network.parameters():
-            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return int(digest.hexdigest()[:FINGERPRINT_DIGITS], 16)
+        return digest_of(self.network.parameters())
 
 
 class Fsdp(One):
@@ -118,9 +136,18 @@ class Fsdp(One):
 
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
-    def wire_bytes(self, world: int) -> int:
+    def total(self, value: Tensor) -> Tensor:
+        dist.all_reduce(value)
+        return value
+
+    def wire_bytes(self, world: int, steps: int) -> int:
         # Gathered for the forward and for the backward pass, and scattered once.
-        return 3 * (world - 1) * self.gradient_bytes
+        return steps * 3 * (world - 1) * self.gradient_bytes
 
 
-STRATEGIES: dict[str, type[One]] = {"one": One, "ddp": Ddp, "fsdp": Fsdp}
+def digest_of(tensors: Iterable[Tensor]) -> int:
+    """Return a number that tells tensors from others by their bytes."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return int(digest.hexdigest()[:FINGERPRINT_DIGITS], 16)

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from tasks.spec.parallel import DIVIDING
 from tasks.spec.train import Train
 from tasks.store.files import write_json
 from tasks.train import learn
 from tasks.train.batches import shares
 from tasks.train.exchange import told_by_first
 from tasks.train.meter import threads
-from tasks.train.strategy import STRATEGIES
+from tasks.train.strategies import STRATEGIES
 from tasks.train.wire import HALF
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ class Topology(NamedTuple):
 
 
 def candidates(train: Train, own_threads: int) -> dict[str, Topology]:
-    """What may be taken, by name: one where nothing is ``auto``."""
+    """What may be taken, by name: one where nothing is ``auto``, which does not measure ways that divide a network."""
+    if train.parallel in DIVIDING:
+        return {train.parallel: Topology(train.parallel, True, own_threads)}
     ways = (*HALF, "powersgd", "fp32") if train.gradients == "auto" else (train.gradients,)
     ddp = {f"ddp {way}" if len(ways) > 1 else "ddp": Topology("ddp", True, own_threads, way) for way in reversed(ways)}
     found = {"one": Topology("one", False, train.ranks * own_threads)} | ddp

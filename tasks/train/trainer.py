@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from tasks.spec.errors import BadRequest
@@ -32,7 +31,8 @@ from tasks.train.keeper import Keeper, Place
 from tasks.train.meter import Meter
 from tasks.train.prepare import load_stats
 from tasks.train.recipes import Task, task_of
-from tasks.train.strategy import STRATEGIES, One
+from tasks.train.strategies import STRATEGIES
+from tasks.train.strategy import One
 from tasks.train.topology import Topology, chosen
 from tasks.train.watch import Watch, Watchdog
 
@@ -95,8 +95,10 @@ class Trainer:
         self.world = self.keeper.world = self.world if topology.all_ranks else 1
         torch.set_num_threads(topology.threads)
         self.strategy: One = STRATEGIES[topology.strategy](self.task.network, topology.gradients)
+        # Of so many ranks that read rows of their own, this is which.
+        self.reader, self.readers = (self.rank, self.world) if self.strategy.own_rows else (0, 1)
         self.optimiser = learn.optimiser(self.train.optimiser, self.strategy.network)
-        self.per_epoch = steps_of_epoch(len(self.data["train"]), self.train.batch_size, self.world)
+        self.per_epoch = steps_of_epoch(len(self.data["train"]), self.train.batch_size, self.readers)
         steps = self.per_epoch * self.train.stopping.max_epochs
         self.factor = learn.schedule(self.train.optimiser.schedule, steps)
         self.call = compiled(self.strategy.call) if self.train.compile else self.strategy.call
@@ -131,9 +133,9 @@ class Trainer:
         self.seed(self.place.epoch + 1, self.place.step)
         self.call.train()
         data, place = self.data["train"], self.place
-        asked = (len(data), self.train.batch_size, self.train.seed, place.epoch + 1, self.rank, self.world)
+        asked = (len(data), self.train.batch_size, self.train.seed, place.epoch + 1, self.reader, self.readers)
         lengths = self.lengths if self.train.similar_lengths else None
-        total = torch.tensor(place.loss_sum / self.world, device=self.device)
+        total = torch.tensor(place.loss_sum / self.readers, device=self.device)
         before: Tensor | None = None
         for x, y in self.loader.stream(data, shares(*asked, done=place.step, lengths=lengths)):
             loss = self.step(x, y)
@@ -144,7 +146,7 @@ class Trainer:
             self.watch.beat()
             self.between_steps(total, loss)
         self.check("training", before)
-        return self.reduce(total / max(self.per_epoch, 1)).item() / self.world
+        return self.strategy.total(total / max(self.per_epoch, 1)).item() / self.readers
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """One step on a batch; return its mean loss on this rank."""
@@ -155,7 +157,7 @@ class Trainer:
         loss = self.backward(x, y)
         limit = self.train.optimiser.clip_norm
         if limit is not None or (number + 1) % min(NORM_STEPS, self.per_epoch) == 0:
-            self.norm = learn.norm_of_gradients(self.strategy.network, limit)
+            self.norm = self.strategy.norm(limit)
         self.optimiser.step()
         return loss
 
@@ -186,7 +188,7 @@ class Trainer:
             return
         if every and step % every == 0:
             self.check("training", loss)
-            place = self.place._replace(loss_sum=float(self.reduce(total.clone())))
+            place = self.place._replace(loss_sum=float(self.strategy.total(total.clone())))
             self.keeper.save(place, self.strategy, self.optimiser)
             self.seed(self.place.epoch + 1, step)
             self.watch.beat()
@@ -217,8 +219,8 @@ class Trainer:
         network = self.strategy.network.eval()
         data = self.data["validation"]
         sums: Tensor | float = 0.0
-        share = np.arange(self.rank, len(data), self.world)
-        for start in range(0, -(-len(data) // self.world), VALIDATION_ROWS):
+        share = np.arange(self.reader, len(data), self.readers)
+        for start in range(0, -(-len(data) // self.readers), VALIDATION_ROWS):
             rows = share[start : start + VALIDATION_ROWS]
             # A rank without rows of its own takes part where the pass is an exchange.
             x, y = self.loader.load(data, rows if len(rows) else np.zeros(1, dtype=np.int64))
@@ -229,16 +231,11 @@ class Trainer:
             mine = torch.stack([loss.double() * len(rows), torch.full_like(loss, len(rows)).double()])
             sums = sums + torch.cat([mine, counts if len(rows) else torch.zeros_like(counts)])
             self.watch.beat()
-        loss, count, *counts = self.reduce(sums).tolist()
+        loss, count, *counts = self.strategy.total(sums).tolist()
         if not math.isfinite(loss):
             self.check("validation", torch.tensor(loss))
         scores = self.task.score.metrics(counts)
         return {"validation_loss": loss / count} | {f"validation_{name}": value for name, value in scores.items()}
-
-    def reduce(self, value: Tensor) -> Tensor:
-        if self.world > 1:
-            dist.all_reduce(value)
-        return value
 
 
 def compiled(module: nn.Module) -> nn.Module:

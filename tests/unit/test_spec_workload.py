@@ -90,6 +90,17 @@ def test_a_folder_that_a_killed_command_left_is_no_workload(tmp_path):
         ("{kind: mlp}", "{kind: mlp}\n  batch_size: 0", ["train.batch_size = 0", "greater than or equal to 1"]),
         ("{kind: mlp}", "{kind: mlp}\n  batch_size: 65", ["batch_size = 65", "nodes x ranks x accumulate = 2"]),
         ("{kind: mlp}", "{kind: mpl}", ["train.recipe", "mlp", "text-cnn", "model.py"]),
+        *(
+            ("{kind: mlp}", f"{{kind: mlp{recipe}}}\n  parallel: tensor{more}", words)
+            for recipe, more, words in (
+                ("", "", ["recipe.dropout = 0.2", "must be 0 where parallel is 'tensor'; or parallel: ddp"]),
+                (", dropout: 0, hidden: [9]", "", ["recipe.hidden[0] = 9", "a multiple of nodes x ranks = 2"]),
+                (", dropout: 0, hidden: []", "", ["recipe.hidden = ()", "must have a width"]),
+                (", dropout: 0", "\n  gradients: fp16", ["gradients = 'fp16'", "must be fp32", "'tensor'"]),
+                (", dropout: 0", "\n  compile: true", ["compile = true", "must be false where parallel is 'tensor'"]),
+                (", dropout: 0", "\n  batch_size: 65\n  accumulate: 2", ["must be a multiple of accumulate = 2"]),
+            )
+        ),
         ("{kind: mlp}", "{kind: text-cnn}", ["train.recipe.kind = 'text-cnn'", "data.feature.kind = 'table'"]),
         ("  recipe: {kind: mlp}", "  ranks: 1", ["train.recipe is missing"]),
         ('["no", "yes"]', '["no"]', ['data.label.classes = ["no"]', "at least 2"]),

@@ -1,0 +1,8 @@
+"""Every way to share a training among ranks, by the name that ``train.parallel`` has for it."""
+
+from __future__ import annotations
+
+from tasks.train.strategy import Ddp, Fsdp, One
+from tasks.train.tensor import Tensors
+
+STRATEGIES: dict[str, type[One]] = {"one": One, "ddp": Ddp, "fsdp": Fsdp, "tensor": Tensors}

@@ -1,0 +1,136 @@
+"""Ranks that divide the network itself: they learn what one process learns, and end in the same bits after a fault."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import pytest
+
+from tasks.spec.errors import BadRequest
+from tasks.spec.train import Train
+from tasks.train.fit import fit
+
+pytestmark = pytest.mark.timeout(180)
+WORDS = {"O": ["see", "you", "at", "home", "later", "mum"], "B-X": ["free", "prize", "win", "cash", "now"]}
+ENCODER = {"kind": "transformer", "width": 16, "heads": 2, "layers": 2, "feedforward": 32, "dropout": 0.0}
+LEARNS = {"name": "adamw", "learning_rate": 0.003, "weight_decay": 0.01, "clip_norm": 0.5}
+# Measured at 3e-7 over three epochs, of losses and of the gradients' norm: the order of sums alone differs.
+SAME = 1e-5
+WAYS = {"tensor": {"parallel": "tensor"}}
+
+
+def sha256(folder: Path) -> str:
+    return hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+
+
+def curve(folder: Path) -> np.ndarray:
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return np.array([[line["train_loss"], line["validation_loss"], line["gradient_norm"]] for line in lines])
+
+
+@pytest.fixture(scope="module")
+def tagging(make_dataset, train_request):
+    """``tagging(**train)``: a request to tag words, three epochs; batches are of other widths."""
+    rng = np.random.default_rng(0)
+    every = [(word, tag) for tag, words in WORDS.items() for word in words]
+    rows = [[every[n] for n in rng.integers(0, len(every), rng.integers(1, 9))] for _ in range(240)]
+    tokens, tags = ([" ".join(pair[k] for pair in row) for row in rows] for k in (0, 1))
+    data = make_dataset({"tokens": tokens}, tags)
+    feature = {"kind": "tokens", "max_tokens": 12, "vocabulary": 300}
+    asked = {"recipe": ENCODER, "optimiser": LEARNS, "batch_size": 16, "class_weights": "balanced"}
+    asked |= {"stopping": {"max_epochs": 3, "patience_epochs": 3, "metric": "entity_f1"}}
+    asked |= {"checkpoints": {"every_steps": 3, "keep": 100}}
+    return lambda **train: train_request(data, feature, ["O", "B-X"], **asked | train)
+
+
+def kill_a_rank(folder: Path) -> None:
+    """Kill the second rank; the launcher is the child of this process that works in the folder."""
+    children = psutil.Process().children()
+    launcher = next(child for child in children if str(folder) in child.cmdline())
+    max(launcher.children(), key=lambda rank: rank.create_time()).kill()
+
+
+class Alone(NamedTuple):
+    """What one process learnt, and what it had saved after an epoch."""
+
+    curve: np.ndarray
+    saved: Path
+
+
+@pytest.fixture(scope="module")
+def alone(tagging, tmp_path_factory) -> Alone:
+    folder = tmp_path_factory.mktemp("alone")
+    fit(tagging(ranks=1), folder / "run", None, keeping(folder / "run", folder / "saved"))
+    return Alone(curve(folder / "run"), folder / "saved")
+
+
+def keeping(folder: Path, saved: Path):
+    """Keep a copy of what was saved until an epoch ended, for others to go on with."""
+
+    def on_epoch(line):
+        if not saved.exists():
+            shutil.copytree(folder / "checkpoints", saved, ignore=shutil.ignore_patterns(".*"))
+
+    return on_epoch
+
+
+def goes_on(request, saved: Path, folder: Path, capfd) -> np.ndarray:
+    """Go on with what others saved; return the last epoch's figures."""
+    shutil.copytree(saved, folder / "checkpoints")
+    fit(request, folder, None, lambda line: None)
+    assert "resumed after epoch" in capfd.readouterr().out
+    return curve(folder)[-1]
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_ranks_that_divide_a_network_learn_as_one_process_also_after_a_death(tagging, alone, way, tmp_path, capfd):
+    request, plain, harmed = tagging(ranks=2, **WAYS[way]), tmp_path / "plain", tmp_path / "harmed"
+    done = fit(request, plain, None, keeping(plain, tmp_path / "saved"))
+    assert np.abs(curve(plain) - alone.curve).max() < SAME
+    assert done["parameters"] == 300 * 16 + 12 * 16 + 2 * 16 + 2 * 16 + 2 * (4 * 272 + 544 + 528 + 64) + 2 * 17
+    killed = []
+
+    def on_epoch(line):
+        if not killed:
+            kill_a_rank(harmed)
+            killed.append(line["epoch"])
+
+    fit(request, harmed, None, on_epoch)
+    assert killed == [1]
+    assert "resumed after epoch" in capfd.readouterr().out
+    assert len(curve(harmed)) == 3
+    assert sha256(harmed) == sha256(plain)
+    # Others go on with what they saved, and they with what others did.
+    assert np.abs(goes_on(tagging(ranks=2), tmp_path / "saved", tmp_path / "ddp", capfd) - alone.curve[-1]).max() < SAME
+    assert np.abs(goes_on(request, alone.saved, tmp_path / "from-one", capfd) - alone.curve[-1]).max() < SAME
+
+
+def test_a_loss_that_is_no_number_ends_ranks_that_divide_a_network(tagging, tmp_path, capfd):
+    wild = {"name": "sgd", "learning_rate": 1e30}
+    for name, way in WAYS.items():
+        with pytest.raises(BadRequest, match=r"loss is \S+ in epoch \d+; lower train.optimiser.learning_rate"):
+            fit(tagging(ranks=2, optimiser=wild, **way), tmp_path / name, None, lambda line: None)
+    assert "restart" not in capfd.readouterr().err.lower(), "a restart can't help"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "ranks", "words"),
+    [
+        (ENCODER | {"dropout": 0.1}, 2, "recipe.dropout = 0.1, must be 0 where parallel is 'tensor'"),
+        (ENCODER, 4, "recipe.heads = 2, must be a multiple of nodes x ranks = 4"),
+        (ENCODER | {"feedforward": 33}, 2, "recipe.feedforward = 33, must be a multiple of nodes x ranks = 2"),
+        ({"kind": "cnn"}, 2, "parallel = 'tensor', must be ddp, fsdp or auto where recipe.kind is 'cnn'"),
+        ({"kind": "model.py"}, 2, "must be ddp, fsdp or auto where recipe.kind is 'model.py'"),
+        ({"kind": "pretrained", "folder": "x", "lora_rank": 2}, 2, "recipe.lora_rank = 2, must be 0"),
+    ],
+)
+def test_what_tensor_ranks_can_not_divide_is_told_where_it_is_read(recipe, ranks, words):
+    with pytest.raises(BadRequest) as caught:
+        Train.parse({"recipe": recipe, "parallel": "tensor", "ranks": ranks}, "the test's workload")
+    assert words in str(caught.value)
