@@ -8,6 +8,7 @@ same room. When this process is killed the containers go on, and the next one fi
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import signal
 import sys
@@ -56,25 +57,26 @@ class Containers(NamedTuple):
 
         Raises:
             BadRequest: it does not fit into the memory it asks for, or asks for what the engine can't give.
-            DrydockError: the gang failed too often; the last whole checkpoint lies in the folder.
+            DrydockError: it failed too often without an epoch between; the last whole checkpoint lies in the folder.
         """
-        history, accumulate = History(folder / "history.jsonl", on_epoch), 1
+        history, accumulate, failures, submit = History(folder / "history.jsonl", on_epoch), 1, 0, self.engine.submit
         with _cancelled_by_sigterm(self):
-            for start in range(MAX_STARTS):
-                job = self._job(request, folder, _next_attempt(folder), accumulate)
-                # A daemon that is not there at all is told at once; one that was there is waited for.
-                handle = patiently(lambda job=job: self.engine.submit(job)) if start else self.engine.submit(job)
-                followed = Followed(self.engine, handle, folder, history)
+            while True:
+                job, seen = self._job(request, folder, _next_attempt(folder), accumulate), history.seen
+                followed = Followed(self.engine, submit(job), folder, history)
                 status = followed.to_the_end()
-                if patiently(lambda followed=followed, status=status: followed.bring_back(status)):
-                    return patiently(lambda handle=handle: self.engine.forget(handle))
+                if patiently(followed.bring_back, status):
+                    return patiently(self.engine.forget, followed.handle)
                 patiently(followed.mirror)
+                # Counted in a row: a long training may meet any number, as long as it gets an epoch further between.
+                failures = 1 if history.seen > seen else failures + 1
                 try:
-                    accumulate = self._what_next(request.train, status, start, accumulate, folder)
+                    accumulate = self._what_next(request.train, status, failures, accumulate, folder)
                 except DrydockError:
                     self.engine.forget(followed.handle)
                     raise
-        raise AssertionError("the last start either ends well or raises")
+                # A daemon that is not there at all is told at once; one that was there is waited for.
+                submit = functools.partial(patiently, self.engine.submit)
 
     def _job(self, request: TrainRequest, folder: Path, attempt: int, accumulate: int) -> Job:
         facts = {"key": self.key, "labels": self.labels, "folder": str(self.logs)}
@@ -84,19 +86,22 @@ class Containers(NamedTuple):
         """End the gang wherever it is. Idempotent."""
         self.engine.cancel(f"job-{self.key}")
 
-    def _what_next(self, train: Train, status: JobStatus, start: int, accumulate: int, folder: Path) -> int:
-        """Return into how many parts the next start divides a batch; raise where there is no next start."""
+    def _what_next(self, train: Train, status: JobStatus, failures: int, accumulate: int, folder: Path) -> int:
+        """Return into how many parts the next start divides a batch; raise where there is no next start.
+
+        ``failures``: in a row.
+        """
         why = status.cause or (f"exit code {status.exit_code}" if status.exit_code is not None else "its node is gone")
         starved = status.cause == "out of memory"
         if starved:
             accumulate = _smaller(train, accumulate)
-        if start + 1 == MAX_STARTS:
+        if failures == MAX_STARTS:
             raise DrydockError(
                 f"training: the gang failed {MAX_STARTS} times, the last time: {why}; {_kept(folder)}; its log is above"
             )
         how = f"with each rank's batch in {accumulate} parts" if starved else "from its last whole checkpoint"
         self.tell(f"training {self.key}: the gang failed ({why}); it starts again {how}")
-        time.sleep(BACKOFF_SECONDS * 2**start)
+        time.sleep(BACKOFF_SECONDS * 2 ** (failures - 1))
         return accumulate
 
 
@@ -201,12 +206,12 @@ class Followed:
         return True
 
 
-def patiently(ask: Callable[[], T]) -> T:
+def patiently(ask: Callable[..., T], *arguments: Any) -> T:
     """Ask the engine until it answers. Raises TryAgain where it has not for as long as a daemon's restart takes."""
     until = time.monotonic() + DAEMON_SECONDS
     while True:
         try:
-            return ask()
+            return ask(*arguments)
         except TryAgain as error:
             if time.monotonic() > until:
                 raise

@@ -114,8 +114,20 @@ class Children:
     """The gang as children of this process."""
 
     def run(self, request: TrainRequest, folder: Path, on_epoch: OnEpoch) -> None:
-        """Train in ``folder``. Raises DrydockError where the ranks ended without a result or an error of theirs."""
+        """Train in ``folder``. Launchers give up after a few restarts; another follows where one got an epoch further.
+
+        Raises:
+            DrydockError: the ranks ended without a result, or with an error of theirs.
+        """
         history = History(folder / "history.jsonl", on_epoch)
+        seen = history.seen
+        while code := self._launch(request, folder, history):
+            if (folder / "error.json").exists() or history.seen == seen:
+                raise _failure(folder, code)
+            seen = history.seen
+
+    def _launch(self, request: TrainRequest, folder: Path, history: History) -> int:
+        """Follow one launcher to its end; return its exit code."""
         process = subprocess.Popen(command(request, folder), cwd=folder, env=environment(folder))
         try:
             while process.poll() is None:
@@ -126,8 +138,7 @@ class Children:
                 process.terminate()
                 process.wait(30)
         history.follow()
-        if process.returncode:
-            raise _failure(folder, process.returncode)
+        return process.returncode
 
 
 def _failure(folder: Path, code: int) -> DrydockError:

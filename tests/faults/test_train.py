@@ -18,6 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tasks.spec.errors import DrydockError
+from tasks.train import fit as fitting
 from tasks.train.fit import fit
 
 pytestmark = pytest.mark.timeout(180)
@@ -95,6 +97,37 @@ def test_a_killed_rank_is_restarted_from_the_last_whole_checkpoint(undisturbed, 
     assert epochs(tmp_path) == seen == list(range(1, 11))
     assert sha256(tmp_path) == undisturbed[2], f"killed after epoch {at}"
     assert done["epochs"] == 10
+
+
+def test_after_a_launcher_that_gave_up_another_goes_on_where_it_got_further(
+    undisturbed, train_request, tmp_path, monkeypatch, capfd
+):
+    """A launcher that restarts nothing stands for one that met more than it restarts for."""
+    stock, launched = fitting.command, []
+
+    def command(request, folder) -> list[str]:
+        launched.append([*stock(request, folder)[:-1], "--restarts=0", str(folder)])
+        return launched[-1]
+
+    monkeypatch.setattr(fitting, "command", command)
+
+    def on_epoch(line):
+        if line["epoch"] >= 2 and len(launched) == 1:
+            for victim in ranks(tmp_path)[:1]:
+                victim.kill()
+
+    fit(train_request(ranks=2), tmp_path, None, on_epoch)
+    assert len(launched) == 2
+    assert "resumed after epoch" in capfd.readouterr().out
+    assert sha256(tmp_path) == undisturbed[2]
+
+
+def test_a_launcher_that_got_no_further_is_the_last(train_request, tmp_path, monkeypatch):
+    launched = []
+    monkeypatch.setattr(fitting, "command", lambda *asked: launched.append(asked) or ["sh", "-c", "exit 7"])
+    with pytest.raises(DrydockError, match="the ranks ended with exit code 7"):
+        fit(train_request(), tmp_path, None, lambda line: None)
+    assert len(launched) == 1
 
 
 def test_a_killed_step_leaves_no_rank_and_the_next_attempt_goes_on(undisturbed, train_request, tmp_path, capfd):

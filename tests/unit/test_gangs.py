@@ -112,6 +112,20 @@ class Failing(Restarting):
         return DONE if self.ended else self.status
 
 
+class Learning(Failing):
+    """Of its gangs every second one gets an epoch further before it fails."""
+
+    def logs(self, handle: str, since: int = 0) -> tuple[str, int]:
+        return "a line", since + 6
+
+    def fetch(self, handle: str, path: str, target: Path) -> bool:
+        if self.ended or path != "history.jsonl":
+            return super().fetch(handle, path, target)
+        lines = [json.dumps({"epoch": epoch}) for epoch in range(1, (len(self.jobs) + 1) // 2 + 1)]
+        target.write_text("\n".join(lines))
+        return True
+
+
 STARVED = JobStatus(state=JobState.FAILED, exit_code=137, cause="out of memory")
 
 
@@ -144,6 +158,15 @@ def test_starts_are_bounded_and_further_and_further_apart(run, monkeypatch):
         run(engine)
     assert [job.attempt for job in engine.jobs] == [1, 2, 3, 4]
     assert waits == [1, 2, 4]
+
+
+def test_failures_with_epochs_between_are_not_counted_together(run, monkeypatch):
+    """A training of weeks may meet any number, as long as it gets further."""
+    waits: list[float] = []
+    monkeypatch.setattr(gangs.time, "sleep", waits.append)
+    engine = Learning(DIED, lambda job: job.attempt == 8)
+    run(engine)
+    assert waits == [1, 2, 1, 2, 1, 2, 1]  # seconds, from every second start on an epoch more
 
 
 def test_without_the_bound_a_storm_goes_on(run, monkeypatch):
