@@ -23,6 +23,8 @@ WAYS = {
     "one": {"ranks": 1},
     "ddp": {"ranks": 2},
     "fsdp": {"ranks": 2, "parallel": "fsdp"},
+    "tensor": {"ranks": 2, "parallel": "tensor"},
+    "pipeline": {"ranks": 2, "parallel": "pipeline"},
     "auto": {"ranks": 2, "parallel": "auto"},
 }
 OF_BEST, OF_BARE, BUSY = 0.97, 0.95, 0.95

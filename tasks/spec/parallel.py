@@ -18,7 +18,21 @@ def check_divides(parallel: str, recipe: Recipe, world: int) -> None:
         )
     if isinstance(recipe, Pretrained) and recipe.lora_rank:
         raise ValueError(f"recipe.lora_rank = {recipe.lora_rank}, must be 0 where parallel is {parallel!r}")
-    _tensor(recipe, world)
+    check = {"tensor": _tensor, "pipeline": _pipeline}[parallel]
+    check(recipe, world)
+
+
+def _pipeline(recipe: Recipe, world: int) -> None:
+    """Every rank has a dense layer of its own, or a layer of the encoder."""
+    if isinstance(recipe, Mlp) and len(recipe.hidden) + 1 < world:
+        raise ValueError(
+            f"recipe.hidden = {recipe.hidden}, must have at least nodes x ranks - 1 = {world - 1} widths where "
+            "parallel is 'pipeline'"
+        )
+    if isinstance(recipe, Transformer) and recipe.layers < world:
+        raise ValueError(
+            f"recipe.layers = {recipe.layers}, must be at least nodes x ranks = {world} where parallel is 'pipeline'"
+        )
 
 
 def _tensor(recipe: Recipe, world: int) -> None:

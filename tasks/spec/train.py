@@ -10,7 +10,7 @@ from tasks.spec.parallel import DIVIDING, check_divides
 from tasks.spec.recipe import Recipe
 from tasks.spec.value import Value
 
-Parallel = Literal["ddp", "fsdp", "tensor", "auto"]
+Parallel = Literal["ddp", "fsdp", "tensor", "pipeline", "auto"]
 Gradients = Literal["fp32", "fp16", "bf16", "powersgd", "auto"]
 
 
@@ -55,6 +55,16 @@ class Checkpoints(Value):
     keep: int = Field(default=2, ge=1, le=100, description="the newest so many")
 
 
+class Pipeline(Value):
+    """How a batch passes through stages that lie on different ranks."""
+
+    schedule: Literal["1f1b", "gpipe"] = Field(
+        default="1f1b",
+        description="gpipe: all of a batch's parts forwards, then all backwards; 1f1b: in turns, which holds fewer",
+    )
+    micro_batches: int = Field(default=4, ge=1, description="into how many parts a batch is divided")
+
+
 class Resources(Value):
     """What one rank asks of its node."""
 
@@ -68,13 +78,14 @@ class Train(Value):
     parallel: Parallel = Field(
         default="ddp",
         description="ddp: a whole network a rank; fsdp: each holds a part; tensor: each computes a part of a layer; "
-        "auto: what is measured to be the fastest of one rank, ddp and fsdp",
+        "pipeline: each has some of the layers; auto: what is measured to be the fastest of one rank, ddp and fsdp",
     )
     gradients: Gradients = Field(
         default="fp32",
         description="how ddp's ranks send them: fp16 and bf16 halve the bytes, powersgd sends a hundredth; auto: what "
         "is measured to be the fastest",
     )
+    pipeline: Pipeline = Pipeline()
     nodes: int = Field(default=1, ge=1)
     ranks: int = Field(default=2, ge=1, description="processes on each node")
     batch_size: int = Field(default=64, ge=1, description="global: divided among ranks that have rows of their own")
@@ -104,8 +115,10 @@ class Train(Value):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Train:
-        if self.parallel in DIVIDING:
+        if self.parallel == "tensor":
             parts, words = self.accumulate, "accumulate"
+        elif self.parallel == "pipeline":
+            parts, words = self.accumulate * self.pipeline.micro_batches, "accumulate x pipeline.micro_batches"
         else:
             parts, words = self.world_size * self.accumulate, "nodes x ranks x accumulate"
         if self.batch_size % parts:
@@ -118,6 +131,18 @@ class Train(Value):
             check_divides(self.parallel, self.recipe, self.world_size)
             if self.compile:
                 raise ValueError(f"compile = true, must be false where parallel is {self.parallel!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _pipeline_is_of_pipeline(self) -> Train:
+        found, least = self.pipeline, self.world_size
+        if found != Pipeline() and self.parallel != "pipeline":
+            raise ValueError(f"pipeline is given, must be left out where parallel is {self.parallel!r}")
+        if self.parallel == "pipeline" and found.schedule == "1f1b" and found.micro_batches < least:
+            raise ValueError(
+                f"pipeline.micro_batches = {found.micro_batches}, must be at least nodes x ranks = {least} where "
+                "pipeline.schedule is '1f1b'; or schedule: gpipe"
+            )
         return self
 
     @model_validator(mode="after")

@@ -71,31 +71,38 @@ class Encoder(nn.Module):
         self.apply(_draw)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x, there = self.read(tokens)
-        weight = there[:, :, None].to(x.dtype)
-        mean = (x * weight).sum(1) / weight.sum(1)
-        return self.head(self.dropout(mean))
-
-    def read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is known of each token, [B, T, D], and which of them are no padding, bool [B, T]."""
         places = torch.arange(tokens.shape[1], device=tokens.device)
-        # An empty text has no token: its first padding stands in, so that there is a mean.
-        there = (tokens != 0) | (places == 0)  # [B, T]
-        # A look-up of places is stored as int8 like that of words; a slice of the table would stay float.
-        x = self.words(tokens) + self.positions(places) + self.kinds.weight[0]
-        x = self.dropout(self.norm(x))
+        there = known(tokens, places)
+        x = self.embed(tokens, places)
         mask = there[:, None, None, :]
         for layer in self.layers:
             x = layer(x, mask)
-        return x, there
+        return self.answer(x, there)
+
+    def embed(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """Return what the layers begin with, [B, T, D]."""
+        # A look-up of places is stored as int8 like that of words; a slice of the table would stay float.
+        x = self.words(tokens) + self.positions(places) + self.kinds.weight[0]
+        return self.dropout(self.norm(x))
+
+    def answer(self, x: Tensor, there: Tensor) -> Tensor:
+        """Return logits from what is known of each token, [B, T, D], and which of them are no padding."""
+        weight = there[:, :, None].to(x.dtype)
+        mean = (x * weight).sum(1) / weight.sum(1)
+        return self.head(self.dropout(mean))
 
 
 class Tagger(Encoder):
     """int64 [B, T] -> [B, K, T]: the head at each token."""
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        x, _ = self.read(tokens)
+    def answer(self, x: Tensor, there: Tensor) -> Tensor:
         return self.head(self.dropout(x)).transpose(1, 2)
+
+
+def known(tokens: Tensor, places: Tensor) -> Tensor:
+    """Return which tokens are no padding, bool [B, T]."""
+    # An empty text has no token: its first padding stands in, so that there is a mean.
+    return (tokens != 0) | (places == 0)
 
 
 class Layer(nn.Module):

@@ -31,6 +31,28 @@ def sent_by_first(saved: Saved | None, rank: int, device: torch.device) -> Saved
     return Saved(paper["facts"], tensors)
 
 
+def gathered(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return on rank 0 the tensors of all ranks; on others their own."""
+    rank = dist.get_rank()
+    if rank:
+        kinds = [[name, str(value.dtype).removeprefix("torch."), list(value.shape)] for name, value in tensors.items()]
+        paper = torch.tensor(list(json.dumps(kinds).encode()), dtype=torch.uint8, device=device)
+        for part in (torch.tensor([len(paper)], device=device), paper, *tensors.values()):
+            dist.send(part.to(device).contiguous(), 0)
+        return tensors
+    found = dict(tensors)
+    for source in range(1, dist.get_world_size()):
+        length = torch.zeros(1, dtype=torch.int64, device=device)
+        dist.recv(length, source)
+        paper = torch.empty(int(length), dtype=torch.uint8, device=device)
+        dist.recv(paper, source)
+        for name, dtype, shape in json.loads(bytes(paper.cpu().tolist())):
+            value = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+            dist.recv(value, source)
+            found[name] = value
+    return found
+
+
 def told_by_first(value: Any, device: torch.device) -> Any:
     """Return rank 0's plain value on every rank."""
     content = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=device)

@@ -131,9 +131,9 @@ class Keeper:
 
     def save(self, place: Place, strategy: One, optimiser: torch.optim.Optimizer) -> None:
         """Save the place and all that training needs to go on from it."""
-        tensors = {f"model/{name}": value for name, value in strategy.state().items()}
-        for name, kept in learn.moments(optimiser, strategy.network, strategy.whole).items():
-            tensors |= {f"optimiser/{name}/{key}": value for key, value in kept.items()}
+        moments = learn.moments(optimiser, strategy.network, strategy.whole).items()
+        own = {f"optimiser/{name}/{key}": value for name, kept in moments for key, value in kept.items()}
+        tensors = {f"model/{name}": value for name, value in strategy.state().items()} | strategy.collect(own)
         if self.rank:
             return
         if place.best_epoch != place.epoch or place.step:
@@ -152,12 +152,11 @@ class Keeper:
         from safetensors.torch import save_file
 
         self.writer.close()
-        parameters = sum(parameter.numel() for parameter in strategy.network.parameters())
         done = {"epochs": place.epoch, "best_epoch": place.best_epoch, "validation_loss": place.best_loss}
         with self.fence.held():
             weights = self.folder / "weights.safetensors"
             save_file({name: value.contiguous() for name, value in merged(self.best).items()}, weights)
-            done |= {"parameters": parameters, "weights_sha256": sha256_file(weights)}
+            done |= {"parameters": strategy.num_parameters, "weights_sha256": sha256_file(weights)}
             write_json(self.folder / "done.json", done)
 
     def _add(self, name: str, line: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from tasks.train.stages import Stages
 from tasks.train.strategy import Ddp, Fsdp, One
 from tasks.train.tensor import Tensors
 
-STRATEGIES: dict[str, type[One]] = {"one": One, "ddp": Ddp, "fsdp": Fsdp, "tensor": Tensors}
+STRATEGIES: dict[str, type[One]] = {"one": One, "ddp": Ddp, "fsdp": Fsdp, "tensor": Tensors, "pipeline": Stages}

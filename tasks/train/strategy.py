@@ -4,7 +4,7 @@ one saved, another goes on with.
 - ``one``: a rank alone.
 - ``ddp``: a whole network a rank; gradients are averaged while they are computed (PyTorch DDP, Li et al. 2020).
 - ``fsdp``: each rank holds a part of every tensor and gathers a layer when it is its turn (FSDP2, Zhao et al. 2023).
-- ``tensor``: see ``tasks.train.tensor``.
+- ``tensor`` and ``pipeline`` divide the network itself, see ``tasks.train.tensor`` and ``tasks.train.stages``.
 
 ``whole``, ``total``, ``norm`` and a forward pass may be exchanges: every rank calls them, in the same order.
 """
@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tasks.spec.train import Train
 from tasks.train import learn
 
+LossOf = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
 # So many hexadecimal digits are a whole number that a double holds.
 FINGERPRINT_DIGITS = 12
 
@@ -33,14 +35,28 @@ class One:
     # Whether a rank reads rows of its own; else all ranks read all.
     own_rows = True
 
-    def __init__(self, network: nn.Module, gradients: str = "fp32") -> None:
+    def __init__(self, network: nn.Module, train: Train, gradients: str = "fp32") -> None:
         # ``network`` has the parameters under their names; ``call`` is what a training step calls.
         self.network: nn.Module = network
         self.call: nn.Module = network
+        self.num_parameters = sum(parameter.numel() for parameter in network.parameters())
 
     def exchange(self, now: bool) -> contextlib.AbstractContextManager[Any]:
         """Whether a backward pass inside ends with an exchange of gradients, or leaves it to a later one."""
         return contextlib.nullcontext()
+
+    def both_ways(self, x: Tensor, y: Tensor, loss_of: LossOf) -> Tensor:
+        """Pass rows forwards and their loss backwards; return that loss, of the rows that this rank read.
+
+        ``loss_of(call, x, y)``: the loss of what ``call`` answers.
+        """
+        loss = loss_of(self.call, x, y)
+        loss.backward()
+        return loss.detach()
+
+    def answer(self, x: Tensor) -> Tensor:
+        """Return the logits of rows that this rank read."""
+        return self.network(x)
 
     def whole(self, value: Any) -> Tensor:
         """Return a tensor of which this rank may hold a part."""
@@ -50,9 +66,13 @@ class One:
         """Return this rank's part of a whole tensor, divided as ``parameter`` is."""
         return value.clone()
 
+    def collect(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return on rank 0 the tensors of all ranks, by name; other ranks get no more than they had."""
+        return tensors
+
     def state(self) -> dict[str, Tensor]:
-        """Return the network's tensors, whole."""
-        return {name: self.whole(value) for name, value in self.network.state_dict().items()}
+        """Return the network's tensors, whole; all of them on rank 0."""
+        return self.collect({name: self.whole(value) for name, value in self.network.state_dict().items()})
 
     def total(self, value: Tensor) -> Tensor:
         """Return the sum over all rows, of what this rank counted on those that it read; ``value`` is overwritten."""
@@ -80,12 +100,12 @@ class One:
 class Ddp(One):
     name = "ddp"
 
-    def __init__(self, network: nn.Module, gradients: str = "fp32") -> None:
+    def __init__(self, network: nn.Module, train: Train, gradients: str = "fp32") -> None:
         from torch.nn.parallel import DistributedDataParallel
 
         from tasks.train.wire import bucket_mb, send_as
 
-        super().__init__(network)
+        super().__init__(network, train)
         self.gradients = gradients
         size = bucket_mb(gradients)
         self.call = DistributedDataParallel(network, gradient_as_bucket_view=True, bucket_cap_mb=size)
@@ -111,7 +131,7 @@ class Ddp(One):
 class Fsdp(One):
     name = "fsdp"
 
-    def __init__(self, network: nn.Module, gradients: str = "fp32") -> None:
+    def __init__(self, network: nn.Module, train: Train, gradients: str = "fp32") -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -121,7 +141,7 @@ class Fsdp(One):
             if isinstance(module, nn.ModuleList):
                 for layer in module:
                     fully_shard(layer, mesh=mesh)
-        super().__init__(network)
+        super().__init__(network, train)
         self.call = self.network = fully_shard(network, mesh=mesh)
 
     def exchange(self, now: bool) -> contextlib.AbstractContextManager[Any]:
@@ -143,6 +163,36 @@ class Fsdp(One):
     def wire_bytes(self, world: int, steps: int) -> int:
         # Gathered for the forward and for the backward pass, and scattered once.
         return steps * 3 * (world - 1) * self.gradient_bytes
+
+
+class Divided(One):
+    """The base of ways that divide the network: every rank reads all rows, and has a part of what is learnt."""
+
+    own_rows = False
+
+    def held(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the gradients that this rank alone has (a whole one, or a part), and those that every rank has."""
+        raise NotImplementedError
+
+    def total(self, value: Tensor) -> Tensor:
+        # All counted the same rows. Rank 0's word, so that no rounding lets one rank stop before another.
+        dist.broadcast(value, 0)
+        return value
+
+    def norm(self, limit: float | None) -> float:
+        own, common = self.held()
+        squares = sum((part.square().sum() for part in own), torch.zeros((), device=self.device))
+        dist.all_reduce(squares)
+        norm = (squares + sum(copy.square().sum() for copy in common)).sqrt()
+        if limit is not None:
+            scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+            for gradient in (*own, *common):
+                gradient.mul_(scale)
+        return float(norm)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
 
 
 def digest_of(tensors: Iterable[Tensor]) -> int:

@@ -17,11 +17,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tasks.spec.errors import BadRequest
+from tasks.spec.train import Train
 from tasks.train.encoder import Encoder
-from tasks.train.strategy import One, digest_of
+from tasks.train.strategy import Divided, digest_of
 
 
-class Tensors(One):
+class Tensors(Divided):
     """Needs a network of ``tasks.spec.parallel.DIVIDED``, without dropout.
 
     Raises:
@@ -29,13 +30,12 @@ class Tensors(One):
     """
 
     name = "tensor"
-    own_rows = False
 
-    def __init__(self, network: nn.Module, gradients: str = "fp32") -> None:
+    def __init__(self, network: nn.Module, train: Train, gradients: str = "fp32") -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.tensor.parallel import parallelize_module
 
-        super().__init__(network)
+        super().__init__(network, train)
         device = next(network.parameters()).device.type
         mesh = init_device_mesh(device, (dist.get_world_size(),))
         self.summed = Summed()
@@ -55,29 +55,12 @@ class Tensors(One):
             return value.clone()
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
-    def total(self, value: Tensor) -> Tensor:
-        # All counted the same rows. Rank 0's word, so that no rounding lets one rank stop before another.
-        dist.broadcast(value, 0)
-        return value
-
-    def norm(self, limit: float | None) -> float:
-        parts, copies = self._gradients()
-        squares = torch.stack([part.square().sum() for part in parts]).sum()
-        dist.all_reduce(squares)
-        norm = (squares + sum(copy.square().sum() for copy in copies)).sqrt()
-        if limit is not None:
-            scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-            for gradient in (*parts, *copies):
-                gradient.mul_(scale)
-        return float(norm)
-
-    def _gradients(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return this rank's parts of divided gradients, and those that every rank has whole."""
+    def held(self) -> tuple[list[Tensor], list[Tensor]]:
         parts, copies = [], []
         for parameter in self.network.parameters():
             if parameter.grad is not None:
-                held = parts if divided(parameter) else copies
-                held.append(parameter.grad.to_local() if hasattr(parameter, "to_local") else parameter.grad)
+                where = parts if divided(parameter) else copies
+                where.append(parameter.grad.to_local() if hasattr(parameter, "to_local") else parameter.grad)
         return parts, copies
 
     def wire_bytes(self, world: int, steps: int) -> int:

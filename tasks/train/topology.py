@@ -92,7 +92,7 @@ def measured(trainer: Trainer, found: dict[str, Topology]) -> dict[str, Any]:
 def rows_per_second(trainer: Trainer, candidate: Topology, seconds: float) -> float:
     """Make steps on a copy of the network; after the warm ones they count, for so many seconds."""
     world = trainer.world if candidate.all_ranks else 1
-    strategy = STRATEGIES[candidate.strategy](copy.deepcopy(trainer.task.network), candidate.gradients)
+    strategy = STRATEGIES[candidate.strategy](copy.deepcopy(trainer.task.network), trainer.train, candidate.gradients)
     strategy.call.train()
     optimiser = learn.optimiser(trainer.train.optimiser, strategy.network)
     data, rows, steps, began = trainer.data["train"], 0, 0, time.monotonic()

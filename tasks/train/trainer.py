@@ -12,7 +12,8 @@ import json
 import math
 import os
 import time
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +95,15 @@ class Trainer:
         """Take the topology, which may leave other ranks out; from here on it is the training's world."""
         self.world = self.keeper.world = self.world if topology.all_ranks else 1
         torch.set_num_threads(topology.threads)
-        self.strategy: One = STRATEGIES[topology.strategy](self.task.network, topology.gradients)
+        self.strategy: One = STRATEGIES[topology.strategy](self.task.network, self.train, topology.gradients)
         # Of so many ranks that read rows of their own, this is which.
         self.reader, self.readers = (self.rank, self.world) if self.strategy.own_rows else (0, 1)
         self.optimiser = learn.optimiser(self.train.optimiser, self.strategy.network)
         self.per_epoch = steps_of_epoch(len(self.data["train"]), self.train.batch_size, self.readers)
         steps = self.per_epoch * self.train.stopping.max_epochs
         self.factor = learn.schedule(self.train.optimiser.schedule, steps)
-        self.call = compiled(self.strategy.call) if self.train.compile else self.strategy.call
+        if self.train.compile:
+            self.strategy.call = compiled(self.strategy.call)
         self.keeper.cut(self.place.steps(self.per_epoch))
 
     @cached_property
@@ -131,7 +133,7 @@ class Trainer:
     def pass_over(self) -> float:
         """Train on what is left of the epoch; return the mean loss of all its batches, over all ranks."""
         self.seed(self.place.epoch + 1, self.place.step)
-        self.call.train()
+        self.strategy.call.train()
         data, place = self.data["train"], self.place
         asked = (len(data), self.train.batch_size, self.train.seed, place.epoch + 1, self.reader, self.readers)
         lengths = self.lengths if self.train.similar_lengths else None
@@ -167,13 +169,16 @@ class Trainer:
         parts = list(zip(x.chunk(self.accumulate), y.chunk(self.accumulate), strict=True))
         for number, (part, target) in enumerate(parts, start=1):
             # The ranks exchange gradients once, with the last part.
+            loss_of = partial(self.loss_of, len(target) / len(y))
             with self.strategy.exchange(number == len(parts)):
-                with recipe_at_fault(self.rank), self.narrow():
-                    loss = self.task.loss(self.call(part), target)
-                    loss = loss if len(parts) == 1 else loss * (len(target) / len(y))
-                loss.backward()
-            total = total + loss.detach()
+                total = total + self.strategy.both_ways(part, target, loss_of)
         return total
+
+    def loss_of(self, share: float, call: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of what ``call`` answers to a part of a batch, by its share of the batch."""
+        with recipe_at_fault(self.rank), self.narrow():
+            loss = self.task.loss(call(x), y)
+            return loss if share == 1 else loss * share
 
     def narrow(self) -> contextlib.AbstractContextManager[Any]:
         """Products in bfloat16 inside, where asked; weights and sums stay in float32."""
@@ -216,7 +221,7 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Loss and scores on the validation split, each rank on its share; every rank in as many passes."""
-        network = self.strategy.network.eval()
+        self.strategy.network.eval()
         data = self.data["validation"]
         sums: Tensor | float = 0.0
         share = np.arange(self.reader, len(data), self.readers)
@@ -225,7 +230,7 @@ class Trainer:
             # A rank without rows of its own takes part where the pass is an exchange.
             x, y = self.loader.load(data, rows if len(rows) else np.zeros(1, dtype=np.int64))
             with recipe_at_fault(self.rank), self.narrow():
-                logits = network(x)
+                logits = self.strategy.answer(x)
                 loss = self.task.loss(logits, y)
                 counts = self.task.score.counts(logits, y)
             mine = torch.stack([loss.double() * len(rows), torch.full_like(loss, len(rows)).double()])

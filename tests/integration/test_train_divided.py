@@ -20,9 +20,11 @@ pytestmark = pytest.mark.timeout(180)
 WORDS = {"O": ["see", "you", "at", "home", "later", "mum"], "B-X": ["free", "prize", "win", "cash", "now"]}
 ENCODER = {"kind": "transformer", "width": 16, "heads": 2, "layers": 2, "feedforward": 32, "dropout": 0.0}
 LEARNS = {"name": "adamw", "learning_rate": 0.003, "weight_decay": 0.01, "clip_norm": 0.5}
-# Measured at 3e-7 over three epochs, of losses and of the gradients' norm: the order of sums alone differs.
+# Measured at 3e-7 (tensor) and 2e-7 (pipeline) over three epochs, of losses and the gradients' norm: only the order of
+# sums differs.
 SAME = 1e-5
-WAYS = {"tensor": {"parallel": "tensor"}}
+PIPE = {"parallel": "pipeline"}
+WAYS = {"tensor": {"parallel": "tensor"}, "pipeline": PIPE}
 
 
 def sha256(folder: Path) -> str:
@@ -111,26 +113,44 @@ def test_ranks_that_divide_a_network_learn_as_one_process_also_after_a_death(tag
     assert np.abs(goes_on(request, alone.saved, tmp_path / "from-one", capfd) - alone.curve[-1]).max() < SAME
 
 
+def test_both_schedules_of_a_pipeline_end_in_the_same_bits(tagging, tmp_path):
+    """Dropout included: parts are passed and summed in one order."""
+    asked = {"recipe": ENCODER | {"dropout": 0.1}, "parallel": "pipeline", "ranks": 2}
+    asked |= {"stopping": {"max_epochs": 1, "patience_epochs": 1}}
+    ways = {name: {"schedule": name, "micro_batches": 4} for name in ("1f1b", "gpipe")}
+    for name, way in ways.items():
+        fit(tagging(**asked, pipeline=way), tmp_path / name, None, lambda line: None)
+    assert sha256(tmp_path / "1f1b") == sha256(tmp_path / "gpipe")
+
+
 def test_a_loss_that_is_no_number_ends_ranks_that_divide_a_network(tagging, tmp_path, capfd):
     wild = {"name": "sgd", "learning_rate": 1e30}
-    for name, way in WAYS.items():
-        with pytest.raises(BadRequest, match=r"loss is \S+ in epoch \d+; lower train.optimiser.learning_rate"):
-            fit(tagging(ranks=2, optimiser=wild, **way), tmp_path / name, None, lambda line: None)
+    request = tagging(ranks=2, optimiser=wild, **WAYS["pipeline"])
+    with pytest.raises(BadRequest, match=r"loss is \S+ in epoch \d+; lower train.optimiser.learning_rate"):
+        fit(request, tmp_path, None, lambda line: None)
     assert "restart" not in capfd.readouterr().err.lower(), "a restart can't help"
 
 
 @pytest.mark.parametrize(
-    ("recipe", "ranks", "words"),
+    ("recipe", "more", "words"),
     [
-        (ENCODER | {"dropout": 0.1}, 2, "recipe.dropout = 0.1, must be 0 where parallel is 'tensor'"),
-        (ENCODER, 4, "recipe.heads = 2, must be a multiple of nodes x ranks = 4"),
-        (ENCODER | {"feedforward": 33}, 2, "recipe.feedforward = 33, must be a multiple of nodes x ranks = 2"),
-        ({"kind": "cnn"}, 2, "parallel = 'tensor', must be ddp, fsdp or auto where recipe.kind is 'cnn'"),
-        ({"kind": "model.py"}, 2, "must be ddp, fsdp or auto where recipe.kind is 'model.py'"),
-        ({"kind": "pretrained", "folder": "x", "lora_rank": 2}, 2, "recipe.lora_rank = 2, must be 0"),
+        (ENCODER | {"dropout": 0.1}, {}, "recipe.dropout = 0.1, must be 0 where parallel is 'tensor'"),
+        (ENCODER, {"ranks": 4}, "recipe.heads = 2, must be a multiple of nodes x ranks = 4"),
+        (ENCODER | {"feedforward": 33}, {}, "recipe.feedforward = 33, must be a multiple of nodes x ranks = 2"),
+        ({"kind": "cnn"}, {}, "parallel = 'tensor', must be ddp, fsdp or auto where recipe.kind is 'cnn'"),
+        ({"kind": "model.py"}, PIPE, "must be ddp, fsdp or auto where recipe.kind is 'model.py'"),
+        ({"kind": "pretrained", "folder": "x", "lora_rank": 2}, PIPE, "recipe.lora_rank = 2, must be 0"),
+        (ENCODER, PIPE | {"ranks": 4}, "recipe.layers = 2, must be at least nodes x ranks = 4"),
+        ({"kind": "mlp", "hidden": [8]}, PIPE | {"ranks": 4}, "recipe.hidden = (8,), must have at least nodes x ranks"),
+        (ENCODER, PIPE | {"batch_size": 66}, "batch_size = 66, must be a multiple of accumulate x pipeline.micro"),
+        (ENCODER, PIPE | {"pipeline": {"micro_batches": 1}}, "pipeline.micro_batches = 1, must be at least nodes x"),
+        (ENCODER, PIPE | {"gradients": "powersgd"}, "gradients = 'powersgd', must be fp32 where parallel is 'pip"),
+        (ENCODER, {"parallel": "ddp", "pipeline": {"schedule": "gpipe"}}, "must be left out where parallel is 'ddp'"),
+        (ENCODER, PIPE | {"pipeline": {"schedule": "dual"}}, 'pipeline.schedule = "dual"'),
     ],
 )
-def test_what_tensor_ranks_can_not_divide_is_told_where_it_is_read(recipe, ranks, words):
+def test_what_ranks_can_not_divide_is_told_where_it_is_read(recipe, more, words):
+    asked = {"recipe": recipe, "parallel": "tensor", "ranks": 2} | more
     with pytest.raises(BadRequest) as caught:
-        Train.parse({"recipe": recipe, "parallel": "tensor", "ranks": ranks}, "the test's workload")
+        Train.parse(asked, "the test's workload")
     assert words in str(caught.value)

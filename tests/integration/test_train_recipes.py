@@ -180,6 +180,7 @@ def test_every_strategy_has_the_loss_curve_of_one_process(train_request, tmp_pat
     ways |= {"bf16": {"ranks": 2, "gradients": "bf16"}, "powersgd": {"ranks": 2, "gradients": "powersgd"}}
     ways |= {"fsdp": {"ranks": 2, "parallel": "fsdp"}, "auto": {"ranks": 2, "parallel": "auto"}}
     ways |= {"tensor": {"ranks": 2, "parallel": "tensor", "accumulate": 2}}
+    ways |= {"pipeline": {"ranks": 2, "parallel": "pipeline", "accumulate": 2}}
     curves = {}
     for name, way in ways.items():
         fit(train_request(**asked, **way), tmp_path / name, None, lambda line: None)
