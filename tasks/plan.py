@@ -198,8 +198,7 @@ def evaluate_champion(workload: Workload, done: Done, site: Site, item: Any = No
         registered = versions.get(site.mlflow, workload.name, champion.version)
         folder = versions.fetch(site.mlflow, registered, site.packages, site.keys)
     signature = open_package(folder, champion.digest_sha256, site.keys).signature
-    same_classes = set(signature.classes) == set(workload.data.label.names)
-    if signature.feature != workload.data.feature or not same_classes:
+    if signature.feature != workload.data.feature or not signature.is_for(workload.data.label):
         return None
     return _evaluation(workload, done, str(folder), champion.digest_sha256, site)
 

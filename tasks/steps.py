@@ -171,8 +171,8 @@ def judge(request: r.JudgeRequest, room: Path, site: Site) -> r.JudgeResult:
     result = compare(request, room)
     for candidate in request.candidates:
         folder = open_room(candidate.evaluation)
-        for name in ("report.html", "confusion.png", "measurements.json"):
-            runs.log_file(site.mlflow, request.run_id, folder / name, f"evaluation/{candidate.variant}")
+        for path in (folder / "report.html", *sorted(folder.glob("*.png")), folder / "measurements.json"):
+            runs.log_file(site.mlflow, request.run_id, path, f"evaluation/{candidate.variant}")
     for name in ("report.html", "pareto.png"):
         runs.log_file(site.mlflow, request.run_id, room / name, "evaluation")
     data, labels = open_room(request.validate_data), open_room(request.validate_labels)

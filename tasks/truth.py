@@ -10,6 +10,7 @@ from pathlib import Path
 from tasks.gate.judge import judge
 from tasks.site import Site
 from tasks.spec.errors import BadRequest
+from tasks.spec.label import NumberLabel, Target
 from tasks.spec.load import load_workload
 from tasks.spec.rules import Evidence, Measurement, Verdict
 from tasks.spec.value import Value
@@ -17,7 +18,10 @@ from tasks.store.files import exclusive
 
 COLUMNS = ("passport", "row", "label", "truth")
 # Of the gate's rules those count that late labels can answer.
-ANSWERED = ("accuracy", "macro_f1", "precision", "recall", "f1", "entity_f1", "entity_precision", "entity_recall")
+ANSWERED = (
+    "accuracy", "macro_f1", "precision", "recall", "f1", "entity_f1", "entity_precision", "entity_recall", "rmse",
+    "mae",
+)  # fmt: skip
 
 
 class Told(Value):
@@ -41,8 +45,8 @@ def label_predictions(site: Site, workload: str, path: Path, who: str) -> Told:
         BadRequest: the file can't be read, lacks a column, or names a class that the workload does not have.
     """
     declared = load_workload(site.workloads, workload)
-    is_tagged = declared.data.feature.kind == "tokens"
-    labels = _read(path, declared.data.label.names, is_tagged)
+    label, is_tagged = declared.data.label, declared.data.feature.kind == "tokens"
+    labels = _read(path, label, is_tagged)
     served = _served(site.home / "predictions" / workload)
     joined = {key: (served[key], truth) for key, truth in labels.items() if key in served}
     with exclusive(site.home / "locks" / f"truth-{workload}.lock"):
@@ -50,8 +54,10 @@ def label_predictions(site: Site, workload: str, path: Path, who: str) -> Told:
     champion = site.ledger.champion(workload)
     digest = champion.digest_sha256 if champion else ""
     rows = [pair for (passport, _), pair in known.items() if passport.partition(".")[0] == digest]
-    measure = measure_tagged if is_tagged else measure_served
-    measured = measure(rows, declared.data.label.names)
+    if label.kind == "number":
+        measured = measure_numbers(rows, label)
+    else:
+        measured = (measure_tagged if is_tagged else measure_served)(rows, label.names)
     rules = [rule for rule in declared.gate.rules if rule.metric in ANSWERED and rule.against is None]
     verdict = judge(rules, Evidence(subject=measured)) if measured and rules else None
     told = Told(
@@ -96,6 +102,18 @@ def measure_tagged(rows: list[tuple[str, str]], classes: tuple[str, ...]) -> tup
     return tuple(m for m in found if m.metric in ANSWERED)
 
 
+def measure_numbers(rows: list[tuple[str, str]], label: NumberLabel) -> tuple[Measurement, ...]:
+    """Measure (predicted, true) pairs of numbers in digits: RMSE and MAE."""
+    import numpy as np
+
+    from tasks.evaluate.numeric import NumberAnswers
+
+    if not rows:
+        return ()
+    said, true = (np.array([float(pair[side]) for pair in rows]) for side in (0, 1))
+    return NumberAnswers(true, said, label).measure()
+
+
 def _record(site: Site, told: Told, who: str) -> None:
     from tasks.evaluate.pareto import quality_of
 
@@ -111,7 +129,7 @@ def _record(site: Site, told: Told, who: str) -> None:
     site.ledger.record_event(told.workload, "late labels", who, text, detail)
 
 
-def _read(path: Path, classes: tuple[str, ...], is_tagged: bool) -> dict[tuple[str, int], str]:
+def _read(path: Path, label: Target, is_tagged: bool) -> dict[tuple[str, int], str]:
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet as pq
@@ -128,12 +146,24 @@ def _read(path: Path, classes: tuple[str, ...], is_tagged: bool) -> dict[tuple[s
     numbers = table.column("row").to_pylist() if "row" in table.column_names else [0] * table.num_rows
     found = {}
     told = zip(table.column("passport").to_pylist(), numbers, table.column("label").to_pylist(), strict=True)
-    for passport, row, label in told:
-        names = str(label).split() if is_tagged else [str(label)]
-        if wrong := [name for name in names if name not in classes] or ([""] if not names else []):
-            raise BadRequest(f"{path}: label {wrong[0]!r} is no class, must be one of {', '.join(classes)}")
-        found[str(passport), int(row or 0)] = str(label)
+    for passport, row, truth in told:
+        if wrong := _wrong(str(truth), label, is_tagged):
+            raise BadRequest(f"{path}: label {wrong}")
+        found[str(passport), int(row or 0)] = str(truth)
     return found
+
+
+def _wrong(truth: str, label: Target, is_tagged: bool) -> str | None:
+    """What a true label is and must be, where it can't be one; none: it can."""
+    if label.kind == "number":
+        try:
+            fits = label.min <= float(truth) <= label.max
+        except ValueError:
+            fits = False
+        return None if fits else f"{truth!r} must be a number from {label.min:g} to {label.max:g}"
+    names = truth.split() if is_tagged else [truth]
+    wrong = [name for name in names if name not in label.names] or ([""] if not names else [])
+    return f"{wrong[0]!r} is no class, must be one of {', '.join(label.names)}" if wrong else None
 
 
 def _served(folder: Path) -> dict[tuple[str, int], str]:

@@ -91,7 +91,8 @@ def _finish(
     change: Any = None,
 ) -> SignedPackage:  # fmt: skip
     """Write model and papers, with the package's own answers as the golden sample, and sign."""
-    from tasks.serve.package import Golden, Signature, open_package, write_package
+    from tasks.serve.package import open_package, write_package
+    from tasks.serve.signature import Golden, Signature
     from tasks.store.manifest import write_manifest
     from tasks.store.sign import sign_folder
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from cleansing.generate import FEATURES, LABELS, NUMBERS
 
 from tasks.spec import clean as c
-from tasks.spec.data import Label, Split
+from tasks.spec.data import Split
 from tasks.spec.feature import TableFeature
+from tasks.spec.label import Label
 from tasks.spec.requests import CleanRequest, CleanResult, ValidateDataRequest
 from tasks.spec.validation import Expectations
 from tasks.spec.value import RoomRef

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tasks.serve.package import MODEL, Golden, Signature, write_package
+from tasks.serve.package import MODEL, write_package
+from tasks.serve.signature import Golden, Signature
 from tasks.spec.feature import ImageFeature
 from tasks.store.sign import sign_folder
 

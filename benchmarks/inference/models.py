@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from tasks.compress.store import quantise
-from tasks.serve.package import Golden, Signature, open_package, write_package
+from tasks.serve.package import open_package, write_package
+from tasks.serve.signature import Golden, Signature
 from tasks.spec.feature import ImageFeature, TextFeature
 from tasks.store.files import write_json
 from tasks.store.sign import make_key, sign_folder

@@ -103,10 +103,13 @@ def show_answer(site: Site, name: str, say: Say) -> None:
     champion = site.ledger.champion(name)
     if champion is None:
         return
+    from tasks.serve.protocol import OUTPUTS
+
     answer = answer_golden(name, site)
     outputs = {output["name"]: output["data"] for output in answer.json()["outputs"]}
-    label, sure = outputs["label"][0], max(outputs["probabilities"])
-    say(f"{name} version {champion.version} answers a sample: {label!r}, probability {sure:.3f}")
+    told = ", ".join(f"{output} {data[0]:.4g}" for output, data in outputs.items() if output not in OUTPUTS)
+    told = told or f"{outputs['label'][0]!r}, probability {max(outputs['probabilities']):.3f}"
+    say(f"{name} version {champion.version} answers a sample: {told}")
     say(f"passport {answer.headers['x-drydock-passport']}")
 
 

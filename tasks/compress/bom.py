@@ -17,7 +17,7 @@ from tasks.store.files import sha256_file, write_json
 
 NAME = "bom.json"
 MADE_WITH = ("drydock", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers")
-INPUTS = {"image": "image", "text": "text", "tokens": "text", "table": "numeric"}
+INPUTS = {"image": "image", "text": "text", "tokens": "text", "table": "numeric", "ids": "ids"}
 
 
 def write_bom(request: CompressRequest, package: Path) -> None:
@@ -50,7 +50,7 @@ def bill(request: CompressRequest, model_sha256: str) -> dict[str, Any]:
 
 
 def _model(request: CompressRequest, model_sha256: str, data_ref: str) -> dict[str, Any]:
-    variant = request.variant
+    variant, number = request.variant, request.label.kind == "number"
     recipe = variant.student if isinstance(variant, Distilled) else request.train.recipe
     return {
         "type": "machine-learning-model",
@@ -61,12 +61,12 @@ def _model(request: CompressRequest, model_sha256: str, data_ref: str) -> dict[s
         "modelCard": {
             "modelParameters": {
                 "approach": {"type": "supervised"},
-                "task": "classification",
+                "task": "regression" if number else "classification",
                 "architectureFamily": recipe.kind,
                 "modelArchitecture": variant.label,
                 "datasets": [{"ref": data_ref}],
                 "inputs": [{"format": INPUTS[request.feature.kind]}],
-                "outputs": [{"format": f"probabilities of {len(request.label.names)} classes"}],
+                "outputs": [{"format": "number" if number else f"probabilities of {len(request.label.names)} classes"}],
             }
         },
     }

@@ -17,9 +17,10 @@ import numpy as np
 from tasks.compress.bom import write_bom
 from tasks.compress.network import Learn, Source, answers_of, export, smaller
 from tasks.compress.store import Samples, store
-from tasks.serve.package import Golden, Signature, open_package, sides_of, write_package
+from tasks.serve.package import open_package, write_package
+from tasks.serve.signature import Golden, Signature, sides_of
 from tasks.spec.errors import DrydockError
-from tasks.spec.feature import encode
+from tasks.spec.feature import VOCABULARIES, Feature, encode
 from tasks.spec.requests import CompressRequest, CompressResult
 from tasks.store.files import write_json
 from tasks.store.room import open_room
@@ -31,6 +32,9 @@ GOLDEN_ROWS = 2
 # held sane here.
 PARITY_LIMITS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 5e-2}
 PARITY_LIMIT_QUANTISED = 0.5
+GOLDEN_TOLERANCE = 1e-3
+# Two numbers nearer than this agree; of their range, as the limits above are where the answer is a number.
+SAME_RATIO = 0.01
 
 def compress(request: CompressRequest, room: Path, learn: Learn) -> CompressResult:
     """Write ``package/`` into ``room`` and return its digest, size, parity with its network and speed.
@@ -47,8 +51,8 @@ def compress(request: CompressRequest, room: Path, learn: Learn) -> CompressResu
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir()
     source = smaller(teacher, data, room, learn)
-    if request.feature.holds == "texts":
-        shutil.copyfile(source.folder / "tokenizer.json", package / "tokenizer.json")
+    if vocabulary := VOCABULARIES.get(request.feature.holds):
+        shutil.copyfile(source.folder / vocabulary, package / vocabulary)
     fp32 = room / "fp32.onnx"
     export(source.network, request, fp32)
     rows, _ = read_split(data, request.feature, request.label, "validation")
@@ -76,18 +80,21 @@ def compress(request: CompressRequest, room: Path, learn: Learn) -> CompressResu
 def _finish(request: CompressRequest, package: Path, source: Source, rows: Any, kind: str) -> CompressResult:
     """Write the package's papers with its own answers as the golden sample, then check parity."""
     signature = signature_of(request)
-    golden_rows = _client_rows(rows[:GOLDEN_ROWS])
+    golden_rows = _client_rows(rows[:GOLDEN_ROWS], request.feature)
+    span = request.label.span if request.label.kind == "number" else 1.0
     # First with the network's answers, to open it at all; then with its own.
     answers = answers_of(source, golden_rows)
-    write_package(package, signature, Golden(rows=golden_rows, probabilities=answers.tolist(), tolerance=1.0))
+    write_package(package, signature, Golden(rows=golden_rows, probabilities=answers.tolist(), tolerance=span))
     answers = open_package(package, None, None).predict(golden_rows)
-    digest = write_package(package, signature, Golden(rows=golden_rows, probabilities=answers.tolist()))
+    golden = Golden(rows=golden_rows, probabilities=answers.tolist(), tolerance=GOLDEN_TOLERANCE * span)
+    digest = write_package(package, signature, golden)
     opened = open_package(package, digest, None)
-    difference = float(abs(opened.predict(rows) - answers_of(source, rows)).max())
+    difference = float(abs(opened.predict(rows) - answers_of(source, rows)).max()) / span
     limit = PARITY_LIMITS.get(kind, PARITY_LIMIT_QUANTISED)
     if not difference <= limit:  # so that NaN fails it
         name = request.variant.label
-        raise DrydockError(f"{name}: differs from the torch network by {difference:.3g}, limit {limit}")
+        what = "differs from the torch network by"
+        raise DrydockError(f"{name}: {what} {difference:.3g} of the answers' range, limit {limit}")
     return CompressResult(
         variant=request.variant.label,
         package_sha256=digest,
@@ -105,6 +112,7 @@ def signature_of(request: CompressRequest) -> Signature:
             "variant": request.variant.label,
             "feature": request.feature.model_dump(mode="json"),
             "classes": list(request.label.names),
+            "number": request.label.model_dump(mode="json") if request.label.kind == "number" else None,
             "graph_input": asked.model_dump(mode="json"),
             "graph_output": answered.model_dump(mode="json"),
         },
@@ -113,12 +121,17 @@ def signature_of(request: CompressRequest) -> Signature:
 
 
 def _agreement(package: Path, teacher: Source, rows: Any) -> float:
-    found = open_package(package, None, None).predict(rows)
-    return float((found.argmax(axis=1) == answers_of(teacher, rows).argmax(axis=1)).mean())
+    opened = open_package(package, None, None)
+    found, wanted = opened.predict(rows), answers_of(teacher, rows)
+    if (number := opened.signature.number) is not None:
+        return float((abs(found - wanted) <= SAME_RATIO * number.span).mean())
+    return float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean())
 
 
-def _client_rows(rows: Any) -> list[Any]:
+def _client_rows(rows: Any, feature: Feature) -> list[Any]:
     """Rows as a client's JSON holds them; a missing number has no JSON form and becomes 0."""
+    if feature.kind == "ids":
+        return rows
     if isinstance(rows, list):
         return [row if isinstance(row, str) else " ".join(row) for row in rows]
     return np.nan_to_num(rows).tolist()

@@ -9,9 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.serve.signature import sides_of
 from tasks.spec.compress import Distilled, Pruned, Sparse
 from tasks.spec.errors import BadRequest, DrydockError
-from tasks.spec.feature import encode
+from tasks.spec.feature import VOCABULARIES, encode
+from tasks.spec.ids import KnownIds
 from tasks.spec.requests import CompressRequest, TrainRequest
 from tasks.spec.tokens import ask_words, words_of
 from tasks.spec.train import Recipe
@@ -39,25 +41,30 @@ class Source:
 
         from tasks.train.recipes import build
 
-        feature, num_classes = self.request.feature, len(self.request.label.names)
-        body = build(self.recipe, feature, num_classes, load_stats(self.folder), self.folder)
+        feature, num_outputs = self.request.feature, self.request.label.num_outputs
+        body = build(self.recipe, feature, num_outputs, load_stats(self.folder), self.folder)
         body.load_state_dict(load_file(self.folder / "weights.safetensors"))
         return body.eval()
 
     @cached_property
     def network(self) -> Any:
-        """encoded input -> probabilities, as the body's logits: with softmax behind it."""
+        """encoded input -> probabilities, as the body's logits: with softmax behind it; or numbers in their range."""
         import torch
 
-        return torch.nn.Sequential(self.body, torch.nn.Softmax(dim=1)).eval()
+        label = self.request.label
+        last = torch.nn.Hardtanh(label.min, label.max) if label.kind == "number" else torch.nn.Softmax(dim=1)
+        return torch.nn.Sequential(self.body, last).eval()
 
     @cached_property
     def tokenizer(self) -> Any:
-        if self.request.feature.holds != "texts":
+        name = VOCABULARIES.get(self.request.feature.holds)
+        if name is None:
             return None
+        if self.request.feature.holds == "ids":
+            return KnownIds.parse((self.folder / name).read_text(encoding="utf-8"), name)
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        return Tokenizer.from_file(str(self.folder / name))
 
     @property
     def parameters(self) -> int:
@@ -94,7 +101,7 @@ def smaller(teacher: Source, data: Path, room: Path, learn: Learn) -> Source:
 
 
 def answers_of(source: Source, rows: Any) -> np.ndarray:
-    """Ask the network rows in client form; return probabilities [B, K], of tagged words [W, K].
+    """Ask the network rows in client form; return probabilities [B, K], of tagged words [W, K]; or numbers [B, 1].
 
     Raises:
         DrydockError: it answers what is no number.
@@ -125,7 +132,7 @@ def export(network: Any, request: CompressRequest, path: Path) -> None:
     """
     import torch
 
-    dtype = torch.int64 if request.feature.holds == "texts" else torch.float32
+    dtype = torch.int64 if request.feature.holds in VOCABULARIES else torch.float32
     example = torch.zeros((2, *request.feature.shape), dtype=dtype)
     dynamic = {0: torch.export.Dim("batch")}
     if getattr(network[0], "any_width", False):
@@ -140,7 +147,7 @@ def export(network: Any, request: CompressRequest, path: Path) -> None:
                 (example,),
                 str(path),
                 input_names=["input"],
-                output_names=["probabilities"],
+                output_names=[output_name(request)],
                 dynamic_shapes=(dynamic,),
                 dynamo=True,
                 external_data=False,
@@ -148,6 +155,10 @@ def export(network: Any, request: CompressRequest, path: Path) -> None:
             )
     except Exception as error:  # the exporter's own kinds are private, and the network's may be any
         raise BadRequest(f"{request.workload}: the network can't be exported to ONNX: {_cause(error)}") from error
+
+
+def output_name(request: CompressRequest) -> str:
+    return sides_of(request.feature, len(request.label.names))[1].name
 
 
 def _cause(error: BaseException) -> str:

@@ -1,11 +1,12 @@
 """Ask the model beside this file. Needs onnxruntime and numpy (texts: tokenizers too), and nothing of Drydock.
 
     python run.py 'free prize now'                 one text, or words to be tagged
-    python run.py '[[0, 3.5, 16, …]]'              rows of numbers as JSON
+    python run.py '[[0, 3.5, 16, …]]'              rows of numbers as JSON; or of a user and an item each
     echo '["a", "b"]' | python run.py              either, from standard input
 
-Prints one JSON line a row: {"label", "probability"}; of words a tag for each, and what the least sure one has. Every
-file is held against SHA256SUMS first; it exits 40 where one differs, and 30 where the input is wrong.
+Prints one JSON line a row: {"label", "probability"}; of words a tag for each, and what the least sure one has; where
+the answer is a number {NAME: number}. Every file is held against SHA256SUMS first; it exits 40 where one differs, and
+30 where the input is wrong.
 """
 
 import hashlib
@@ -25,7 +26,10 @@ def main(argument):
     import onnxruntime
 
     session = onnxruntime.InferenceSession((HERE / "model.onnx").read_bytes(), providers=["CPUExecutionProvider"])
-    for number, answer in enumerate(session.run(["probabilities"], {"input": x})[0]):
+    for number, answer in enumerate(session.run(None, {"input": x})[0]):
+        if signature["number"]:
+            print(json.dumps({signature["number"]["column"]: round(float(answer[0]), 6)}))  # noqa: T201
+            continue
         words = answer[:, places[number]].T if places else answer[None]
         label = " ".join(signature["classes"][int(word.argmax())] for word in words)
         probability = round(float(words.max(axis=1).min()), 6)
@@ -63,6 +67,12 @@ def encode(feature, rows):
             ids = encoding.ids[:width]
             x[number, : len(ids)] = ids
         return x, [first_pieces(*pair, width) for pair in zip(asked, found)] if tagged else None  # noqa: B905
+    if feature["kind"] == "ids":
+        known = json.loads((HERE / "ids.json").read_text(encoding="utf-8"))
+        if not rows or not all(isinstance(row, list) and len(row) == len(known) for row in rows):
+            fail(30, "the input must be rows of a user and an item as JSON: [[7, 31]]")
+        codes = [{name: code for code, name in enumerate(column, start=1)} for column in known]
+        return numpy.array([[c.get(str(v), 0) for c, v in zip(codes, row)] for row in rows], numpy.int64), None  # noqa: B905
     try:
         x = numpy.array(rows, dtype=numpy.float32).reshape(len(rows), -1)
     except (TypeError, ValueError):

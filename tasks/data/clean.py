@@ -12,7 +12,7 @@ from tasks.data.rawrows import RawRows, write_slim
 from tasks.data.repair import Meaning, apply_rule
 from tasks.data.table import empty_room
 from tasks.data.truth import inferred
-from tasks.data.worktable import IMAGES, WorkTable, num_words
+from tasks.data.worktable import IMAGES, NUMBERS, TEXTS, WorkTable, num_words
 from tasks.spec.errors import BadRequest
 from tasks.spec.requests import CleanRequest, CleanResult
 from tasks.store.files import write_json
@@ -96,11 +96,14 @@ def _base(request: CleanRequest, raw: RawRows, path: Path, room: Path) -> Path:
 def _check_columns(request: CleanRequest, work: WorkTable) -> None:
     """Cleaning ends with the types that the features have. A missing number or text is for the expectations to
     judge; a missing image can't even be stored."""
-    wanted = request.feature.holds
+    wanted = TEXTS if request.feature.holds == "ids" else request.feature.holds
     for name in request.feature.columns:
         if (found := work.kind(name)) != wanted:
             what = f"feature column {name!r} holds {found} after cleaning, must be {wanted}"
             raise BadRequest(f"{request.workload}: {what}; a rule such as parse_number in data.clean changes that")
+    if request.label.kind == "number" and (found := work.kind(request.label.column)) != NUMBERS:
+        what = f"label column {request.label.column!r} holds {found} after cleaning, must be {NUMBERS}"
+        raise BadRequest(f"{request.workload}: {what}; take out the rule that makes it so")
     if request.feature.kind == "tokens":
         _check_tags(request, work)
     if wanted != IMAGES:

@@ -259,9 +259,10 @@ def _data_schema(request: CleanRequest) -> pa.Schema:
 
     feature = request.feature
     width = feature.shape[0]
-    kind = {"images": pa.list_(pa.uint8(), width), "texts": pa.string(), "numbers": pa.float64()}[feature.holds]
-    fields = [("row_id", pa.string()), *((name, kind) for name in feature.columns)]
-    return pa.schema([*fields, ("label", pa.string()), ("split", pa.string())])
+    kinds = {"images": pa.list_(pa.uint8(), width), "numbers": pa.float64()}
+    fields = [("row_id", pa.string()), *((name, kinds.get(feature.holds, pa.string())) for name in feature.columns)]
+    label = pa.float64() if request.label.kind == "number" else pa.string()
+    return pa.schema([*fields, ("label", label), ("split", pa.string())])
 
 
 def _quarantine_schema(raw: pa.Schema) -> pa.Schema:

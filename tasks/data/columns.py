@@ -25,12 +25,13 @@ def schema_of(request: IngestRequest) -> pa.Schema:
     import pyarrow as pa
 
     feature = request.feature
-    kind = {"images": pa.list_(pa.uint8()), "texts": pa.string(), "numbers": pa.float64()}[feature.holds]
+    kind = {"images": pa.list_(pa.uint8()), "numbers": pa.float64()}.get(feature.holds, pa.string())
     declared = {name: {"text": pa.string(), "number": pa.float64()}[kind] for name, kind in request.columns.items()}
     read = [name for name in feature.columns if name not in request.made_columns]
     annotators = request.label.annotators
     labels = annotators.columns if annotators else (request.label.column,)
-    fields = dict.fromkeys(read, kind) | dict.fromkeys(labels, pa.string())
+    label = pa.float64() if request.label.kind == "number" else pa.string()
+    fields = dict.fromkeys(read, kind) | dict.fromkeys(labels, label)
     if request.split_column is not None:
         if request.split_column in fields:
             raise BadRequest(f"data.split.column = {request.split_column!r}, is a feature or the label too")

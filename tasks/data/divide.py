@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from typing import TYPE_CHECKING, Any
 
 from tasks.data.table import numbers
@@ -119,6 +120,8 @@ def positions(table: pa.Table, feature: Feature, seed: int) -> np.ndarray:
         key = f"split {seed}".encode()
         texts = table.column(feature.columns[0]).to_pylist()
         inner = map(str.encode, texts) if feature.kind == "image" else map(_digest, texts)
+        for name in feature.columns[1:]:
+            inner = map(operator.add, inner, map(_digest, table.column(name).to_pylist()))
         digests = (hashlib.blake2b(digest, digest_size=8, key=key).digest() for digest in inner)
         found = np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
     # 53 bits, what a double holds exactly: below 1 always.

@@ -53,7 +53,8 @@ def newest_frame(scalars: Any, request: ValidateDataRequest) -> pd.DataFrame:
 
 def split_frame(scalars: Any, request: ValidateDataRequest) -> pd.DataFrame:
     """Return one row a split: its rows, their share of all, how far that is off the declared one, its classes."""
-    names = ", ".join(f"'{name.replace(chr(39), chr(39) * 2)}'" for name in request.label.names)
+    # Of a number there is none, and none is in an empty list.
+    names = ", ".join(f"'{name.replace(chr(39), chr(39) * 2)}'" for name in request.label.names) or "NULL"
     known, rows = f"count(DISTINCT label) FILTER (WHERE label IN ({names}))::DOUBLE AS classes", "count(*)"
     source = "scalars"
     if request.feature.kind == "tokens":

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tasks.data.corrections import confirmed, read
 from tasks.data.near import near_copies
 from tasks.data.noise import Noise, audit, wilson
+from tasks.data.numeric import validate_numbers
 from tasks.data.queue import Item, write_queue
 from tasks.data.table import empty_room, read_table, row_digests, write_table
 from tasks.data.tagging import TagNoise, audit_tags
 from tasks.data.truth import Annotations, annotations
+from tasks.data.twins import conflicting, leaked
 from tasks.gate.judge import judge
 from tasks.spec.requests import ValidateLabelsRequest, ValidateLabelsResult
 from tasks.spec.rules import Evidence, Measurement, Rule
@@ -54,6 +56,8 @@ def validate_labels(request: ValidateLabelsRequest, room: Path) -> ValidateLabel
     Raises:
         IntegrityLost: the cleaned room changed.
     """
+    if request.label.kind == "number":
+        return validate_numbers(request, room)
     table = read_table(open_room(request.clean) / "data.parquet")
     right = confirmed(read(request.corrections))
     found = _measure(request, table)
@@ -175,25 +179,6 @@ def _audited(request: ValidateLabelsRequest, table: pa.Table, codes: np.ndarray)
         return audit_tags(sentences, tags, names, most)
     noise = audit(table, request.feature, codes, most)
     return TagNoise(noise, [names[code] for code in noise.suggested], np.ones(len(noise.rows), np.int64))
-
-
-def conflicting(digests: np.ndarray, labels: list[str | None]) -> np.ndarray:
-    """Return which rows have a twin, equal in features, under another label: bool [B]."""
-    import numpy as np
-
-    _, group = np.unique(digests, return_inverse=True)
-    _, code = np.unique(np.array([label or "" for label in labels], dtype=str), return_inverse=True)
-    pairs = np.unique(np.stack([group, code], axis=1), axis=0)
-    labels_of_group = np.bincount(pairs[:, 0], minlength=group.max(initial=-1) + 1)
-    return labels_of_group[group] > 1
-
-
-def leaked(digests: np.ndarray, splits: np.ndarray) -> np.ndarray:
-    """Return which holdout rows are, by their features, in train or validation too: bool [B]."""
-    import numpy as np
-
-    holdout = splits == "holdout"
-    return holdout & np.isin(digests, digests[~holdout])
 
 
 def without_confirmed(found: Found, labels: list[str | None], right: set[tuple[str, str]]) -> Found:

@@ -31,12 +31,15 @@ DIGITS = 3
 
 def near_copies(table: pa.Table, feature: Feature, splits: np.ndarray, max_rows: int) -> np.ndarray:
     """Return which holdout rows have a near copy in another split, bool [B]; an equal row is near too.
+    Ids are equal or not, and near to none.
 
     At most ``max_rows`` holdout rows are looked at, a seeded sample, against at most five times as many.
     """
     import numpy as np
 
     found = np.zeros(table.num_rows, bool)
+    if feature.kind == "ids":
+        return found
     ours = _sample(np.flatnonzero(splits == "holdout"), max_rows)
     others = _sample(np.flatnonzero(splits != "holdout"), 5 * max_rows)
     if len(ours) and len(others):

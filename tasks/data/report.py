@@ -33,8 +33,8 @@ OWN = ("row_id", "label", "split")
 def report(facts: dict[str, Any], request: VersionRequest, data: Path, before: dict[str, Any] | None = None) -> str:
     """Return the page of a revision. ``facts`` are its own, ``before`` those of the last accepted revision."""
     classes = sorted(facts["class_counts"], key=lambda name: -facts["class_counts"][name])
-    # A row of words is of no single class.
-    drawn = classes if request.feature.kind != "tokens" else ["all rows"]
+    # A row of words is of no single class, and a number is of none.
+    drawn = classes if request.feature.kind != "tokens" and classes else ["all rows"]
     with opened(data, request.feature) as scalars:
         frame = scalars.frame()
         missing = _missing(scalars)

@@ -69,7 +69,7 @@ def _clean(request: ValidateDataRequest) -> list[Expectation]:
     rows = {"min_value": rules.min_rows, **({"max_value": rules.max_rows} if rules.max_rows else {})}
     alike = [GROUP_ROWS] if request.anonymity else []
     columns = {"column_set": sorted({"row_id", "label", "split", REJECTED, *alike, *_scalars(request)})}
-    kind = {"images": _image, "texts": _text, "numbers": _table}[feature.holds]
+    kind = {"images": _image, "texts": _text, "numbers": _table, "ids": _ids}[feature.holds]
     return [
         _expect("table_row_count_to_be_between", "rows", "data.expectations.min_rows, max_rows", **rows),
         _expect("table_columns_to_match_set", "columns", "the columns of a cleaned table", **columns),
@@ -84,7 +84,9 @@ def _clean(request: ValidateDataRequest) -> list[Expectation]:
 
 
 def _classes(request: ValidateDataRequest) -> Expectation:
-    """Each label is a class; of words, each tag is."""
+    """Each label is a class; of words, each tag is; a number is in its range."""
+    if request.label.kind == "number":
+        return _between("classes", "label", request.label.min, request.label.max, "data.label.min and max")
     names, why = request.label.names, "data.label.classes"
     if request.feature.kind == "tokens":
         return _expect("column_values_to_match_regex", "classes", why, column="label", regex=tags_pattern(names))
@@ -102,10 +104,9 @@ def _anonymity(request: ValidateDataRequest) -> list[Expectation]:
 
 def _splits(request: ValidateDataRequest) -> list[Expectation]:
     classes = len(request.label.names)
-    found = [
-        _expect("table_row_count_to_equal", "split_rows", "each split has rows", value=len(SPLITS)),
-        _between("split_classes", "classes", classes, classes, "each split has every class"),
-    ]
+    found = [_expect("table_row_count_to_equal", "split_rows", "each split has rows", value=len(SPLITS))]
+    if classes:
+        found.append(_between("split_classes", "classes", classes, classes, "each split has every class"))
     if not request.split.columns:
         # By a hash, so a share is off by chance alone; four deviations of the rarest demand's size.
         rows = max(request.rows_in - request.dropped_rows, 1)
@@ -164,6 +165,12 @@ def _text(feature: Any) -> list[Expectation]:
     return [
         _expect("column_values_to_not_be_null", "missing", "no text is missing", column=name),
         _between("chars", f"{name}_chars", 1, feature.max_chars, "length: 1 to data.feature.max_chars"),
+    ]
+
+
+def _ids(feature: Any) -> list[Expectation]:
+    return [
+        _expect("column_values_to_not_be_null", "missing", "no id is missing", column=name) for name in feature.columns
     ]
 
 

@@ -78,10 +78,13 @@ def numbers(table: pa.Table, feature: Feature) -> np.ndarray:
 
 
 def class_counts(table: pa.Table, feature: Feature) -> dict[str, int]:
-    """Return how many rows each label has; of words, how many words each tag has."""
+    """Return how many rows each label has; of words, how many words each tag has; of numbers nothing."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     labels = table.column("label")
+    if pa.types.is_floating(labels.type):
+        return {}
     if feature.kind == "tokens":
         labels = pc.list_flatten(pc.split_pattern(labels, " "))
     return {str(item["values"]): item["counts"] for item in labels.value_counts().to_pylist()}
@@ -98,9 +101,9 @@ def row_digests(table: pa.Table, feature: Feature) -> np.ndarray:
 def _rows_as_bytes(table: pa.Table, feature: Feature) -> Iterator[bytes]:
     import numpy as np
 
-    if feature.holds == "texts":
-        texts = table.column(feature.column).to_pylist()
-        yield from (b"\x00" if text is None else b"\x01" + text.encode() for text in texts)
+    if feature.holds in ("texts", "ids"):
+        columns = [map(_text_as_bytes, table.column(name).to_pylist()) for name in feature.columns]
+        yield from map(b"\x02".join, zip(*columns, strict=True))
         return
     if feature.kind == "image":
         column = table.column(feature.column)
@@ -109,6 +112,10 @@ def _rows_as_bytes(table: pa.Table, feature: Feature) -> Iterator[bytes]:
         yield from (b"" if lost else row.tobytes() for row, lost in zip(rows, missing, strict=True))
         return
     yield from (row.tobytes() for row in numbers(table, feature))
+
+
+def _text_as_bytes(text: str | None) -> bytes:
+    return b"\x00" if text is None else b"\x01" + text.encode()
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:

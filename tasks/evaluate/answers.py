@@ -1,4 +1,5 @@
-"""What a package answered on the holdout beside what is true: one class a row here, tags in ``tagged.py``.
+"""What a package answered on the holdout beside what is true: one class a row here, tags in ``tagged.py``,
+numbers in ``numeric.py``.
 
     B rows   K classes
 """
@@ -10,13 +11,20 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from tasks.evaluate.metrics import confusion, macro_f1, measure, wilson
+from tasks.evaluate.numeric import NumberAnswers
 from tasks.evaluate.tagged import TagAnswers
+from tasks.serve.package import Package
+from tasks.spec.evaluate import Evaluate
 from tasks.spec.feature import Feature
+from tasks.spec.label import Target
 from tasks.spec.rules import Measurement
+
+BATCH_ROWS = 256
 
 
 class Answers(Protocol):
-    """Each class on the holdout's rows; ``flat`` is for confusion and calibration: true classes and probabilities."""
+    """Each class on the holdout's rows; ``flat`` is for the report's pictures: true classes and probabilities, or true
+    numbers and those that were said."""
 
     names: tuple[str, ...]
 
@@ -36,10 +44,24 @@ class Answers(Protocol):
         """Return label, prediction and probabilities of each row, as ``predictions.parquet`` has them."""
 
 
-def answers_of(feature: Feature, true: Any, probabilities: np.ndarray, names: tuple[str, ...]) -> Answers:
-    """``true`` as ``read_split`` returns it, ``probabilities`` as ``Package.predict`` does."""
+def answers_of(
+    feature: Feature, label: Target, declared: Evaluate, rows: Any, true: Any, probabilities: np.ndarray
+) -> Answers:
+    """``rows`` and ``true`` as ``read_split`` returns them, ``probabilities`` as ``ask`` does."""
+    if label.kind == "number":
+        users = np.array([row[0] for row in rows]) if feature.kind == "ids" else None
+        said = probabilities[:, 0].astype(np.float64)
+        return NumberAnswers(true.astype(np.float64), said, label, users, declared.relevant)
     kind = TagAnswers if feature.kind == "tokens" else ClassAnswers
-    return kind(true, probabilities, names)
+    return kind(true, probabilities, label.names)
+
+
+def ask(package: Package, rows: Any, names: tuple[str, ...]) -> np.ndarray:
+    """Return a package's answers to rows in the order of ``names``, the classes as the workload's file has them; of a
+    number, which has none, as they are."""
+    parts = [package.predict(rows[start : start + BATCH_ROWS]) for start in range(0, len(rows), BATCH_ROWS)]
+    answers = np.concatenate(parts)
+    return answers[:, [package.signature.classes.index(name) for name in names]] if names else answers
 
 
 class ClassAnswers(NamedTuple):

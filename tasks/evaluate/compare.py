@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.evaluate.paired import against, agreement
-from tasks.evaluate.pareto import quality_of
+from tasks.evaluate.pareto import better_up, quality_of
 from tasks.evaluate.report import number
 from tasks.gate.judge import SEVERITY, judge
 from tasks.spec.metrics import declared
@@ -18,7 +18,8 @@ from tasks.store.files import write_json
 from tasks.store.room import open_room
 
 Measured = tuple[Measurement, ...]
-# What each objective looks at: less is better, but of quality, which is entity F1 where words are tagged.
+# What each objective looks at: less is better, but of quality, which is entity F1 where words are tagged and
+# RMSE (less is better) where a number is learnt.
 OBJECTIVES = {"quality": "accuracy", "latency": "p50_ms", "size": "model_bytes", "energy": "joules_per_1000"}
 
 
@@ -53,7 +54,7 @@ def _paired(candidate: Candidate, request: JudgeRequest) -> Measured:
     """What the same rows say about a candidate beside the champion, and beside the model as it was trained."""
     found = against(candidate.evaluation, request.champion) if request.champion else ()
     whole = next((c for c in request.candidates if c.variant == "fp32"), None)
-    return declared((*found, agreement(candidate.evaluation, whole.evaluation)) if whole else found)
+    return declared((*found, *agreement(candidate.evaluation, whole.evaluation)) if whole else found)
 
 
 def load_measurements(evaluation: RoomRef) -> Measured:
@@ -63,7 +64,8 @@ def load_measurements(evaluation: RoomRef) -> Measured:
 
 
 def _cost(objective: str, measured: Measured) -> float:
-    return (-1 if objective == "quality" else 1) * _value(measured, _metric(objective, measured))
+    metric = _metric(objective, measured)
+    return (-better_up(metric) if objective == "quality" else 1) * _value(measured, metric)
 
 
 def _metric(objective: str, measured: Measured) -> str:

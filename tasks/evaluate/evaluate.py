@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.evaluate.answers import Answers, answers_of
+from tasks.evaluate.answers import Answers, answers_of, ask
 from tasks.evaluate.energy import energy
 from tasks.evaluate.footprint import open_measured
 from tasks.evaluate.robust import measure_robustness
@@ -22,7 +22,6 @@ from tasks.store.files import write_json
 from tasks.store.room import open_room
 from tasks.train.prepare import read_split
 
-BATCH_ROWS = 256
 LATENCY_CALLS = 200
 LATENCY_WARM_UP = 20
 ENERGY_CALLS = 100
@@ -41,10 +40,8 @@ def evaluate(request: EvaluateRequest, room: Path) -> EvaluateResult:
     rows, true = read_split(data, package.signature.feature, request.label, "holdout")
     if not len(rows):
         raise BadRequest(f"{request.workload}: the holdout has no rows; raise data.split.holdout or bring more data")
-    parts = [package.predict(rows[start : start + BATCH_ROWS]) for start in range(0, len(rows), BATCH_ROWS)]
-    # A package made under another order of the same classes is measured in the order of the file.
-    order = [package.signature.classes.index(name) for name in request.label.names]
-    answers = answers_of(package.signature.feature, true, np.concatenate(parts)[:, order], request.label.names)
+    said = ask(package, rows, request.label.names)
+    answers = answers_of(package.signature.feature, request.label, request.evaluate, rows, true, said)
     measured = declared((*_measure(package, request, rows, answers), *opened))
     write_json(room / "measurements.json", [m.model_dump(mode="json") for m in measured])
     _write_predictions(room / "predictions.parquet", data, answers)
@@ -104,22 +101,26 @@ def _write_report(
     room: Path, request: EvaluateRequest, package: Package, measured: tuple[Measurement, ...], answers: Answers
 ) -> None:
     from tasks.evaluate.metrics import calibration, confusion
+    from tasks.evaluate.plots import draw_calibration, draw_confusion, draw_numbers
     from tasks.evaluate.report import write_report
 
     true, p = answers.flat
-    matrix = confusion(true, p.argmax(axis=1), len(request.label.names))
-    write_report(room, request, package.signature.variant, measured, matrix, calibration(true, p))
+    if request.label.kind == "number":
+        pictures = {"numbers": draw_numbers(true, p)}
+    else:
+        matrix = confusion(true, p.argmax(axis=1), len(request.label.names))
+        pictures = {"confusion": draw_confusion(matrix, request.label.names)}
+        pictures["calibration"] = draw_calibration(calibration(true, p))
+    write_report(room, request, package.signature.variant, measured, pictures)
 
 
 def _result(request: EvaluateRequest, measured: tuple[Measurement, ...]) -> EvaluateResult:
     value = {m.metric: m.value for m in measured if m.slice == "overall"}
     return EvaluateResult(
         package_sha256=request.package_sha256,
-        accuracy=value["accuracy"],
-        macro_f1=value["macro_f1"],
-        entity_f1=value.get("entity_f1"),
+        **{name: value.get(name) for name in ("accuracy", "macro_f1", "entity_f1", "rmse")},
         p50_ms=value["p50_ms"],
         p99_ms=value["p99_ms"],
         model_bytes=int(value["model_bytes"]),
-        samples=next(m.samples for m in measured if m.metric == "accuracy"),
+        samples=next(m.samples for m in measured if m.metric in ("accuracy", "rmse")),
     )

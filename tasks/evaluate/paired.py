@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks.evaluate.numeric import sums_of
 from tasks.evaluate.tagged import interval
 from tasks.spec.entities import f1, kinds_of, matched
 from tasks.spec.rules import Measurement
@@ -22,8 +23,10 @@ Z95 = 1.959963984540054
 def against(candidate: RoomRef, champion: RoomRef) -> tuple[Measurement, ...]:
     """Return ``accuracy_gain`` (candidate minus champion, with its interval), ``mcnemar_p`` (that they err alike)
     and ``champion_agreement``, on the rows that both were asked. Of tagged words ``entity_f1_gain`` and the
-    agreement."""
+    agreement; of numbers ``rmse_gain`` alone."""
     mine, theirs, right = _paired(candidate, champion)
+    if right and isinstance(right[0], float):
+        return (_rmse_gain(mine, theirs, right),)
     if right and isinstance(right[0], list):
         return (_entity_f1_gain(mine, theirs, right), _agreement("champion_agreement", mine, theirs))
     pairs = [(one == true, other == true) for one, other, true in zip(mine, theirs, right, strict=True)]
@@ -36,10 +39,11 @@ def against(candidate: RoomRef, champion: RoomRef) -> tuple[Measurement, ...]:
     )
 
 
-def agreement(candidate: RoomRef, reference: RoomRef) -> Measurement:
-    """Return the share of rows, or of words, on which a candidate answers as the uncompressed model does."""
+def agreement(candidate: RoomRef, reference: RoomRef) -> tuple[Measurement, ...]:
+    """Return the share of rows, or of words, on which a candidate answers as the uncompressed model does; of numbers,
+    which are hardly ever the same, nothing."""
     mine, theirs, _ = _paired(candidate, reference)
-    return _agreement("agreement", mine, theirs)
+    return () if mine and isinstance(mine[0], float) else (_agreement("agreement", mine, theirs),)
 
 
 def _agreement(metric: str, mine: list[Any], theirs: list[Any]) -> Measurement:
@@ -66,6 +70,21 @@ def _gain(sums: np.ndarray) -> float:
     return f1(*sums[:3]) - f1(*sums[3:])
 
 
+def _rmse_gain(mine: list[float], theirs: list[float], right: list[float]) -> Measurement:
+    """Champion minus candidate, so that more is better, with the interval of drawing rows, both answers of a row
+    together."""
+    true = np.array(right)
+    squares = [(np.array(said) - true) ** 2 for said in (mine, theirs)]
+    sums = sums_of(np.stack([np.ones(len(true)), *squares], axis=1), None)
+    value = _less_error(sums.sum(axis=0))
+    low, high = interval(_less_error, sums, value)
+    return Measurement(metric="rmse_gain", value=value, samples=len(true), low=low, high=high)
+
+
+def _less_error(sums: np.ndarray) -> float:
+    return float(np.sqrt(sums[2] / sums[0]) - np.sqrt(sums[1] / sums[0]))
+
+
 def mcnemar(gained: int, lost: int) -> float:
     """Return the exact two-sided p-value of McNemar's test (1947): of the rows where one alone is right, as many for
     either. 1 where there are none. Large counts by the normal approximation with continuity correction."""
@@ -86,7 +105,7 @@ def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
 
 
 def _paired(one: RoomRef, other: RoomRef) -> tuple[list[Any], list[Any], list[Any]]:
-    """Both models' answers and the labels, by row: names, or lists of tags."""
+    """Both models' answers and the labels, by row: names, lists of tags, or numbers."""
     import pyarrow.parquet as pq
 
     tables = [_by_row(pq.read_table(open_room(ref) / "predictions.parquet")) for ref in (one, other)]

@@ -6,7 +6,7 @@ import base64
 import io
 from typing import Any
 
-from tasks.evaluate.pareto import front, quality_of
+from tasks.evaluate.pareto import better_up, front, quality_of
 from tasks.spec.rules import Measurement
 
 MOST_SLICES = 60
@@ -25,8 +25,8 @@ def embedded(figure: Any) -> str:
 
 
 def draw_pareto(rows: list[tuple[str, dict[str, float]]]) -> Any:
-    """Draw accuracy, or entity F1, over model size and over latency, one point for each candidate; up and left is
-    better. Those that no other beats in both are joined."""
+    """Draw accuracy, entity F1 or RMSE over model size and over latency, one point for each candidate; up (of RMSE
+    down) and left is better. Those that no other beats in both are joined."""
     figure, scored = _figure(10.4, 4.0), quality_of(rows[0][1])
     sides = figure.subplots(1, 2, sharey=True)
     for axes, metric, scale, label in (
@@ -34,7 +34,8 @@ def draw_pareto(rows: list[tuple[str, dict[str, float]]]) -> Any:
         (sides[1], "p50_ms", 1.0, "median latency of one row (ms)"),
     ):
         points = [(name, scale * values[metric], values[scored]) for name, values in rows]
-        best = sorted((cost, quality) for name, cost, quality in points if name in front(points))
+        in_front = front([(name, cost, better_up(scored) * quality) for name, cost, quality in points])
+        best = sorted((cost, quality) for name, cost, quality in points if name in in_front)
         axes.plot(*zip(*best, strict=True), color="#8aa0b4", linewidth=1, zorder=1)
         for name, cost, quality in points:
             axes.scatter(cost, quality, s=60, marker="*" if name == "champion" else "o", zorder=2)
@@ -57,6 +58,21 @@ def draw_calibration(bins: list[tuple[float, float, int]]) -> Any:
     axes.scatter(sure, right, s=[20 + 180 * n / sum(rows) for n in rows], color="#1f5f99")
     axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence", ylabel="share that is right", title="Calibration")
     axes.grid(alpha=0.3)
+    return figure
+
+
+def draw_numbers(true: Any, said: Any) -> Any:
+    """Draw what was said over what is true, darker where more rows lie: on the diagonal both are the same; and how far
+    answers are off."""
+    figure = _figure(9.6, 4.0)
+    left, right = figure.subplots(1, 2)
+    left.hexbin(true, said, gridsize=30, bins="log", cmap="Blues", mincnt=1)
+    ends = [min(true.min(), said.min()), max(true.max(), said.max())]
+    left.plot(ends, ends, color="#8aa0b4", linestyle="--", linewidth=1)
+    left.set(xlabel="true", ylabel="answered", title="Answers on the holdout")
+    right.hist(said - true, bins=40, color="#1f5f99")
+    right.axvline(0, color="#8aa0b4", linestyle="--", linewidth=1)
+    right.set(xlabel="answered - true", ylabel="rows", title="Errors")
     return figure
 
 

@@ -1,4 +1,4 @@
-"""The evaluation report: one HTML file with its plots inside, and the confusion matrix as a PNG."""
+"""The evaluation report: one HTML file with its plots inside, and the first of them as a PNG."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 from tasks.evaluate.plots import (
     MOST_SLICES,
-    draw_calibration,
-    draw_confusion,
     draw_pareto,
     draw_slices,
     embedded,
@@ -21,10 +19,10 @@ from tasks.store.files import write_whole
 
 FOLDER = Path(__file__).parent
 COLUMNS = (
-    "accuracy", "macro_f1", "entity_f1", "auroc", "calibration_error", "p50_ms", "p99_ms", "rows_per_second",
-    "model_bytes", "memory_bytes", "joules_per_1000", "cost_per_million",
+    "accuracy", "macro_f1", "entity_f1", "rmse", "mae", "ndcg_at_10", "auroc", "calibration_error", "p50_ms", "p99_ms",
+    "rows_per_second", "model_bytes", "memory_bytes", "joules_per_1000", "cost_per_million",
 )  # fmt: skip
-BY_SLICE = {"accuracy", "recall"}
+BY_SLICE = {"accuracy", "recall", "rmse"}
 
 
 def write_report(
@@ -32,12 +30,11 @@ def write_report(
     request: EvaluateRequest,
     variant: str,
     measured: tuple[Measurement, ...],
-    matrix: Any,
-    calibration: list[tuple[float, float, int]],
+    pictures: dict[str, Any],
 ) -> None:
-    """Write ``report.html`` and ``confusion.png``. ``matrix`` int [K, K]: rows true, columns predicted;
-    ``calibration`` as ``metrics.calibration`` returns it."""
-    write_whole(room / "confusion.png", png(draw_confusion(matrix, request.label.names)))
+    """Write ``report.html`` with its pictures (figures by name) inside, and the first beside it."""
+    name, main = next(iter(pictures.items()))
+    write_whole(room / f"{name}.png", png(main))
     slices = [m for m in measured if m.slice != "overall"]
     html = render(
         "report.html.j2",
@@ -46,8 +43,7 @@ def write_report(
         digest=request.package_sha256,
         overall=[m for m in measured if m.slice == "overall"],
         slices=slices,
-        confusion=base64.b64encode((room / "confusion.png").read_bytes()).decode(),
-        calibration=embedded(draw_calibration(calibration)),
+        pictures={name: embedded(figure) for name, figure in pictures.items()},
         by_slice=embedded(draw_slices([m for m in slices if m.metric in BY_SLICE][:MOST_SLICES])),
     )
     write_whole(room / "report.html", html)

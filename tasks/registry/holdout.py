@@ -14,6 +14,7 @@ from tasks.registry import runs
 from tasks.registry.client import translated
 from tasks.registry.versions import Version
 from tasks.spec.feature import Feature, columns_to_rows
+from tasks.spec.ids import ROLES
 from tasks.spec.value import RoomRef
 from tasks.store.files import write_whole
 from tasks.store.room import open_room
@@ -50,6 +51,9 @@ def load_holdout(client: Any, version: Version, packages: Path) -> list[Any]:
 
 def request_of(feature: Feature, row: Any) -> dict[str, Any]:
     """Return the Open Inference Protocol request that asks for one row."""
+    if feature.kind == "ids":
+        told = zip(ROLES, row, strict=True)
+        return {"inputs": [{"name": n, "datatype": "BYTES", "shape": [1], "data": [value]} for n, value in told]}
     if feature.holds == "texts":
         return {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [row]}]}
     return {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, len(row)], "data": list(row)}]}
@@ -63,6 +67,8 @@ def _rows(data: Path, feature: Feature) -> list[Any]:
     # Spread over the split, which may lie in the order of its classes.
     table = table.take(list(range(0, table.num_rows, max(1, -(-table.num_rows // MAX_ROWS)))))
     rows = columns_to_rows(table, feature)
+    if feature.kind == "ids":
+        return rows
     if feature.holds == "texts":
         return [row if isinstance(row, str) else " ".join(row) for row in rows]
     # A missing number is null in JSON.

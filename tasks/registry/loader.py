@@ -10,7 +10,7 @@ from tasks.serve.package import open_package
 
 class PackageModel:
     """Rows in (a list, an array or a one-column or numeric data frame), class names out; of tagged words a
-    text of as many tags."""
+    text of as many tags, of numbers their digits."""
 
     def __init__(self, folder: Path) -> None:
         self.package = open_package(folder, None, None)
@@ -19,7 +19,10 @@ class PackageModel:
         rows = model_input.to_numpy() if hasattr(model_input, "to_numpy") else model_input
         if self.package.signature.feature.holds == "texts":
             rows = [str(row[0]) if hasattr(row, "__len__") and not isinstance(row, str) else str(row) for row in rows]
-        return self.package.labels(rows, self.package.predict(rows).argmax(axis=1).tolist())
+        if self.package.signature.feature.holds == "ids":
+            rows = [list(row) for row in rows.tolist()] if hasattr(rows, "tolist") else rows
+        answers = self.package.predict(rows)
+        return self.package.labels(rows, self.package.best(answers), answers)
 
 
 def _load_pyfunc(path: str) -> PackageModel:

@@ -96,6 +96,7 @@ def _facts(
         "run_id": request.run_id,
         "code_sha256": request.code_sha256,
         "classes": opened.signature.classes,
+        "number": opened.signature.number,
         "key_id": key_id(keys),
         "evaluation": json.loads((evaluation / "result.json").read_text()),
         "measurements": measured,
@@ -106,11 +107,17 @@ def _facts(
         "warnings": data["warned"],
         "privacy": Receipt.parse(receipt, "the receipt").summary,
         "run": f"#/runs/{request.run_id}/artifacts",
-        "labels": f"{labels['suspects']} suspects, estimated noise {labels['noise_ratio']:.2%}",
+        "labels": _labels(labels),
         "inputs": _inputs(opened),
         "gateway": gateway,
         "example": json.dumps(example_request(opened)),
     }
+
+
+def _labels(found: dict[str, Any]) -> str:
+    if found["noise_ratio"] is None:
+        return f"numbers, {found['conflicts']} rows in conflict; likely errors are not estimated for numbers"
+    return f"{found['suspects']} suspects, estimated noise {found['noise_ratio']:.2%}"
 
 
 def example_request(package: Package) -> dict[str, Any]:
@@ -126,6 +133,8 @@ def _inputs(package: Package) -> str:
         return f"texts of at most {feature.max_chars} characters; tokens beyond {feature.max_tokens} are cut"
     if feature.kind == "image":
         return f"images of {feature.height} x {feature.width}, values 0 to {feature.max_value}"
+    if feature.kind == "ids":
+        return "ids of a user and an item; one that training did not see is answered as any other such"
     return f"the columns {', '.join(feature.columns)}"
 
 

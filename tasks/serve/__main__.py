@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     _give_back_memory()
     signature, version = package.signature, options.version or package.digest_sha256[:12]
     facts = {"sha256": package.digest_sha256, "workload": signature.workload, "version": version}
-    metrics = Metrics(facts | {"variant": signature.variant}, signature.classes, lambda: batcher.depth)
+    metrics = Metrics(facts | {"variant": signature.variant}, signature.counted, lambda: batcher.depth)
     rules = LogRules(options.log_ratio, options.log_per_second, options.log_days)
     log = PredictionLog(options.log_folder, metrics.count_unlogged, rules) if options.log_folder else None
     limits = Limits(options.max_batch_rows, options.max_body_bytes, max_connections=options.max_connections)

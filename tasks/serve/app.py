@@ -46,10 +46,12 @@ class App:
         self._batcher, self._version, self._log, self._cache = batcher, version, log, cache
         package = batcher.package
         self._digest, self._signature = package.digest_sha256, package.signature
-        self._name, self._labels = package.signature.workload, package.labels
+        self._name, self._labels, self._best = package.signature.workload, package.labels, package.best
         self._new_ulid = Ulids()
-        self._read = protocol.Reader(package.signature.feature, limits.max_batch_rows)
-        self._classes = package.signature.classes
+        self._read = protocol.Reader(
+            self._signature.feature, limits.max_batch_rows, protocol.outputs_of(self._signature)
+        )
+        self._counted = package.signature.counted
         self._fields = b"x-drydock-version: %b\r\nx-drydock-passport: %b" % (
             version.encode(),
             passport(self._digest, "").encode(),
@@ -83,7 +85,7 @@ class App:
             job = Inference(self, request, ask, key)
             if key and (found := self._cache.get(key)) is not None:
                 self.metrics.cache_hits += 1
-                return job.deliver(Prediction(found.argmax(axis=1).tolist(), found))
+                return job.deliver(Prediction(self._best(found), found))
             self._batcher.submit(job)
         except BadRequest as error:
             self._infer_fails(request, 400, str(error))
@@ -100,7 +102,7 @@ class App:
             return self._infer_fails(request, 500, str(outcome))
         if key:
             self._cache.put(key, outcome.probabilities)
-        answer = Answer(self._labels(ask.rows, outcome.best), outcome.probabilities)
+        answer = Answer(self._labels(ask.rows, outcome.best, outcome.probabilities), outcome.probabilities)
         content, json_bytes = protocol.write_infer(ask, answer, self._name, self._version)
         ulid = self._new_ulid()
         fields = b"%b%b\r\n" % (self._fields, ulid.encode())
@@ -114,9 +116,9 @@ class App:
         metrics.codes[200] += 1
         metrics.rows += len(answer.labels)
         counted = metrics.replayed_labels if replayed else metrics.labels
-        classes = self._classes
+        names = self._counted
         for k in best:
-            counted[classes[k]] += 1
+            counted[names[k]] += 1
         metrics.seconds.observe(time.perf_counter() - request.started)
         if self._log:
             self._log.record(passport(self._digest, ulid), answer, replayed)

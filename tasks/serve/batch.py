@@ -32,8 +32,8 @@ NEWEST_SHARE = 0.2
 
 
 class Prediction(NamedTuple):
-    """``best``: of each of B rows (or of each of their words) the place of its class; ``probabilities``: float32
-    [B, K]."""
+    """``best``: of each of B rows (or of each of their words) the place of its class (``Package.best``);
+    ``probabilities``: float32 [B, K], or numbers [B, 1]."""
 
     best: list[int]
     probabilities: np.ndarray
@@ -149,7 +149,7 @@ class Batcher:
             return self._answer_valid(jobs)
         except DrydockError:
             return [self._alone(job) for job in jobs]
-        best, outcomes, start = answers.argmax(axis=1).tolist(), [], 0
+        best, outcomes, start = self.package.best(answers), [], 0
         for job in jobs:
             end = start + self.package.num_answers(job.rows)
             outcomes.append(Prediction(best[start:end], answers[start:end]))
@@ -177,7 +177,7 @@ class Batcher:
             answer = self.package.predict(job.rows)
         except DrydockError as error:
             return error
-        return Prediction(answer.argmax(axis=1).tolist(), answer)
+        return Prediction(self.package.best(answer), answer)
 
     def _finish_thread(
         self, jobs: list[Job], num_rows: int, units: int, started: float, done: Future[list[Outcome]]
@@ -203,4 +203,4 @@ class Batcher:
 def _join(parts: list[Any]) -> Any:
     if isinstance(parts[0], np.ndarray):
         return np.concatenate(parts)
-    return [text for part in parts for text in part]
+    return [row for part in parts for row in part]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import OrderedDict
 from typing import Any
 
@@ -24,13 +25,13 @@ class Cache:
         return self._max_bytes > 0
 
     def key(self, rows: Any) -> bytes:
-        """Return the digest of rows: numbers [B, N] or B texts."""
+        """Return the digest of rows: numbers [B, N], B texts or B pairs of ids."""
         digest = self._seed.copy()
         if isinstance(rows, np.ndarray):
             digest.update(f"{rows.dtype.str}{rows.shape}".encode())
             digest.update(rows.tobytes())
         else:
-            for text in rows:
+            for text in rows if isinstance(rows[0], str) else itertools.chain.from_iterable(rows):
                 raw = text.encode()
                 digest.update(b"%d:" % len(raw) + raw)
         return digest.digest()

@@ -1,14 +1,14 @@
 """The model package: one folder that is verified as a whole, opened, and asked.
 
-model.onnx       input [B, N] -> probabilities [B, K], of tagged words [B, K, T]; all of its data inside
+model.onnx       input [B, N] -> probabilities [B, K], of tagged words [B, K, T]; or a number [B, 1]; its data inside
 signature.json   what it reads and answers
-tokenizer.json   for texts and tagged words
+tokenizer.json   for texts and tagged words; ids.json, the known ones, for ids
 golden.json      rows as a client sends them, and the answer
 bom.json         what it was made of (CycloneDX), where whoever made it told
 manifest.json    size and SHA-256 of each; its own digest is the package's digest
 manifest.sig     its Ed25519 signature (a candidate has none yet)
 
-B rows   N input width   K classes   T pieces   W words of all rows
+B rows   N input width   K classes (1: a number)   T pieces   W words of all rows
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
-
-from pydantic import Field, field_validator, model_validator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasks.serve.onnx_file import refuse_external_data
 from tasks.serve.session import session_errors, start_session
+from tasks.serve.signature import NUM_PARTS, Golden, Signature, Tensor, line
 from tasks.spec.errors import BadRequest, DrydockError, IntegrityLost
-from tasks.spec.feature import Feature, check_texts, encode
+from tasks.spec.feature import VOCABULARIES, check_texts, encode
+from tasks.spec.ids import KnownIds
 from tasks.spec.tokens import ask_words, words_of
 from tasks.spec.value import Value
 from tasks.store.files import write_json
@@ -34,78 +35,15 @@ from tasks.store.sign import PUBLIC, verify_folder_signature
 if TYPE_CHECKING:
     import numpy as np
 
-MODEL, PAPER, TOKENIZER, GOLDEN = "model.onnx", "signature.json", "tokenizer.json", "golden.json"
+MODEL, PAPER, GOLDEN = "model.onnx", "signature.json", "golden.json"
 BOM = "bom.json"
 # Rounding: a softmax in float32 may end a hair above one.
 ROUNDING = 1e-5
+# A bound of a number's range may be rounded too, to a float16; of its size.
+NUMBER_ROUNDING = 1e-3
 ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 T = TypeVar("T", bound=Value)
-
-
-class Tensor(Value):
-    """One input or output of the graph; -1 stands for the batch."""
-
-    name: str
-    dtype: Literal["float32", "int64"]
-    shape: tuple[int, ...] = Field(min_length=2, max_length=3)
-
-    @field_validator("shape")
-    @classmethod
-    def _is_a_batch(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if shape[0] != -1 or min(shape[1:]) < 1:
-            raise ValueError(f"{list(shape)}, must be [-1, a width of 1 or more]")
-        return shape
-
-
-class Signature(Value):
-    """What a package's graph reads and answers. ``classes`` are names, in the order of the outputs."""
-
-    format: Literal[1] = 1
-    workload: str = Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")
-    variant: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,39}$")
-    feature: Feature
-    classes: tuple[str, ...] = Field(min_length=2)
-    graph_input: Tensor
-    graph_output: Tensor
-
-    @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Signature:
-        asked, answered = sides_of(self.feature, len(self.classes))
-        if self.graph_input != asked:
-            raise ValueError(f"graph_input = {_line(self.graph_input)}, must be {_line(asked)}")
-        if self.graph_output != answered:
-            raise ValueError(f"graph_output = {_line(self.graph_output)}, must be {_line(answered)}")
-        return self
-
-
-def sides_of(feature: Feature, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Return what a graph for a feature reads and answers."""
-    dtype = "int64" if feature.holds == "texts" else "float32"
-    places = feature.shape if feature.kind == "tokens" else ()
-    return (
-        Tensor(name="input", dtype=dtype, shape=(-1, *feature.shape)),
-        Tensor(name="probabilities", dtype="float32", shape=(-1, num_classes, *places)),
-    )
-
-
-class Golden(Value):
-    """Rows in client form with the package's own answer; null is a missing number of a table."""
-
-    rows: tuple[str, ...] | tuple[tuple[float | None, ...], ...] = Field(min_length=1)
-    probabilities: tuple[tuple[float, ...], ...] = Field(min_length=1)
-    tolerance: float = Field(default=1e-3, ge=0, le=1)
-
-    @field_validator("rows", mode="before")
-    @classmethod
-    def _missing_is_null(cls, rows: Any) -> Any:
-        if not isinstance(rows, list | tuple):
-            return rows
-        # NaN, which JSON can't say, is the one value that differs from itself.
-        return tuple(
-            tuple(None if value != value else value for value in row) if isinstance(row, list | tuple) else row
-            for row in rows
-        )
 
 
 class Package:
@@ -120,11 +58,12 @@ class Package:
         self._session = session
         self._tokenizer = tokenizer
         # A graph for texts that takes any width is not asked for more than the longest of a batch needs.
-        self._any_width = tokenizer is not None and not isinstance(session.get_inputs()[0].shape[1], int)
+        is_fixed = isinstance(session.get_inputs()[0].shape[1], int)
+        self._any_width = self.signature.feature.holds == "texts" and not is_fixed
 
     def predict(self, rows: Any) -> np.ndarray:
         """Return float32 probabilities [B, K] for B >= 1 rows in client form (see ``feature.encode``); of tagged words
-        [W, K], row by row.
+        [W, K], row by row; or numbers [B, 1].
 
         Raises:
             BadRequest: rows that the feature does not allow.
@@ -133,8 +72,8 @@ class Package:
         return self.answer(self.validate(rows))
 
     def validate(self, rows: Any) -> Any:
-        """Return rows that ``answer`` takes, and that may stand in one batch with others: float32 [B, N] or texts
-        (tagged words: with one space between two).
+        """Return rows that ``answer`` takes, and that may stand in one batch with others: float32 [B, N], int64
+        [B, 2] of ids, or texts (tagged words: with one space between two).
 
         Raises:
             BadRequest: rows that the feature does not allow.
@@ -144,7 +83,7 @@ class Package:
             raise BadRequest(f"{feature.kind} input: found no rows, must be 1 or more")
         if feature.kind == "tokens":
             return [" ".join(words) for words in words_of(feature, rows)]
-        return check_texts(feature, rows) if feature.kind == "text" else encode(feature, rows)
+        return check_texts(feature, rows) if feature.kind == "text" else encode(feature, rows, self._tokenizer)
 
     def answer(self, rows: Any) -> np.ndarray:
         """Return float32 probabilities for validated rows, as ``predict``.
@@ -155,7 +94,7 @@ class Package:
         feature = self.signature.feature
         if feature.kind == "tokens":
             return ask_words(feature, [row.split() for row in rows], self._tokenizer, self._run, self._any_width)
-        if self._tokenizer is not None:
+        if feature.kind == "text":
             rows = encode(feature, rows, self._tokenizer, pad_to_longest=self._any_width)
         return self._run(rows)
 
@@ -163,9 +102,21 @@ class Package:
         """Return how many answers ``predict`` gives to rows in client form: one for each, or for each word."""
         return sum(len(row.split()) for row in rows) if self.signature.feature.kind == "tokens" else len(rows)
 
-    def labels(self, rows: Any, best: list[int]) -> list[str]:
-        """Return what each row is told, of the places of its answers' classes: one name, or a tag for each word with a
-        space between two."""
+    def best(self, answers: np.ndarray) -> list[int]:
+        """Return for each answer the place of its class, or of the part of the range that its number is in."""
+        import numpy as np
+
+        number = self.signature.number
+        if number is None:
+            return answers.argmax(axis=1).tolist()
+        parts = ((answers[:, 0] - number.min) * (NUM_PARTS / number.span)).astype(int)
+        return np.clip(parts, 0, NUM_PARTS - 1).tolist()
+
+    def labels(self, rows: Any, best: list[int], answers: np.ndarray) -> list[str]:
+        """Return what each row is told, of its answers and the places of their classes: one name, or a tag for each
+        word with a space between two; or a number in digits."""
+        if self.signature.number is not None:
+            return [f"{value:.7g}" for value in answers[:, 0].tolist()]
         names = [self.signature.classes[k] for k in best]
         if self.signature.feature.kind != "tokens":
             return names
@@ -175,11 +126,11 @@ class Package:
     def _run(self, x: np.ndarray) -> np.ndarray:
         """Ask the graph: encoded input [B, N] -> [B, K], of tagged words [B, K, N]."""
         try:
-            (answer,) = self._session.run(["probabilities"], {"input": x})
+            (answer,) = self._session.run([self.signature.graph_output.name], {"input": x})
         except session_errors() as error:
             raise DrydockError(f"{self._name}: the graph failed: {error}") from error
         places = x.shape[1:] if self.signature.feature.kind == "tokens" else ()
-        return self._checked(answer, (len(x), len(self.signature.classes), *places))
+        return self._checked(answer, (len(x), self.signature.graph_output.shape[1], *places))
 
     def width(self, rows: Any) -> int:
         """Return what the dearest of validated rows costs beside others: 1, or its characters where the graph takes
@@ -208,10 +159,20 @@ class Package:
         if answer.shape != wanted:
             raise DrydockError(f"{self._name}: the graph answered shape {answer.shape}, must be {wanted}")
         low, high = float(np.minimum.reduce(answer, axis=None)), float(np.maximum.reduce(answer, axis=None))
+        least, most, slack = self._range
         # Written so that NaN fails it.
-        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
-            raise DrydockError(f"{self._name}: the graph answered {low:.3g} to {high:.3g}, must be 0 to 1")
-        return answer if low >= 0 and high <= 1 else np.clip(answer, 0, 1)
+        if not (low >= least - slack and high <= most + slack):
+            found = f"the graph answered {low:.3g} to {high:.3g}"
+            raise DrydockError(f"{self._name}: {found}, must be {least:g} to {most:g}")
+        return answer if low >= least and high <= most else np.clip(answer, least, most)
+
+    @cached_property
+    def _range(self) -> tuple[float, float, float]:
+        """Between what answers are, and how much a bound may be rounded."""
+        number = self.signature.number
+        if number is None:
+            return 0, 1, ROUNDING
+        return number.min, number.max, NUMBER_ROUNDING * max(abs(number.min), abs(number.max))
 
     @property
     def _name(self) -> str:
@@ -238,13 +199,15 @@ def open_package(folder: Path, digest_sha256: str | None, keys: Path | None, thr
     _check_formats(folder, set(files), signature)
     golden = _parse(files, folder, GOLDEN, Golden)
     refuse_external_data(files[MODEL], str(folder / MODEL))
-    tokenizer = _open_tokenizer(files[TOKENIZER], folder / TOKENIZER) if TOKENIZER in files else None
+    name = VOCABULARIES.get(signature.feature.holds)
+    tokenizer = _open_vocabulary(files[name], folder / name) if name else None
     session = _open_session(files[MODEL], signature, str(folder / MODEL), threads)
     return Package(folder, digest, (signature, golden), session, tokenizer)
 
 
 def write_package(folder: Path, signature: Signature, golden: Golden) -> str:
-    """Complete a folder that holds ``model.onnx`` (texts: ``tokenizer.json`` too); return the package digest.
+    """Complete a folder that holds ``model.onnx`` (texts: ``tokenizer.json`` too, ids: ``ids.json``); return the
+    package digest.
 
     Raises:
         BadRequest: a file is missing, or is of a format that no package may hold.
@@ -275,7 +238,7 @@ def _sha256(content: bytes) -> str:
 
 def _check_formats(folder: Path, found: set[str], signature: Signature) -> None:
     """Refuse by name: what is not known to be safe (a pickle, say) has no place here, listed or not."""
-    wanted = {MODEL, PAPER, GOLDEN} | ({TOKENIZER} if signature.feature.holds == "texts" else set())
+    wanted = {MODEL, PAPER, GOLDEN, *(name for holds, name in VOCABULARIES.items() if holds == signature.feature.holds)}
     if extra := sorted(found - wanted - {BOM}):
         allowed = ", ".join(sorted(wanted | {BOM}))
         raise BadRequest(f"{folder}: {extra[0]} is not part of a model package, must be one of {allowed}")
@@ -292,7 +255,9 @@ def _parse(files: dict[str, bytes], folder: Path, name: str, kind: type[T]) -> T
         raise BadRequest(f"{folder / name}: is no JSON") from None
 
 
-def _open_tokenizer(content: bytes, path: Path) -> Any:
+def _open_vocabulary(content: bytes, path: Path) -> Any:
+    if path.name == VOCABULARIES["ids"]:
+        return KnownIds.parse(content.decode(errors="replace"), str(path))
     from tokenizers import Tokenizer
 
     try:
@@ -318,8 +283,4 @@ def _check_tensor(where: str, side: str, found: list[Any], wanted: Tensor) -> No
         size in (-1, asked) for size, asked in zip(sizes, wanted.shape, strict=True)
     )
     if kind != ONNX_TYPES[wanted.dtype] or not fits:
-        raise BadRequest(f"{where}: its {side} is {kind} {shape}, must be {_line(wanted)} with a free batch")
-
-
-def _line(tensor: Tensor) -> str:
-    return f"{tensor.name} {tensor.dtype} {list(tensor.shape)}"
+        raise BadRequest(f"{where}: its {side} is {kind} {shape}, must be {line(wanted)} with a free batch")

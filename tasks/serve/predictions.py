@@ -3,11 +3,11 @@
     <folder>/<ULID>.jsonl     one line a row: {"passport", "row", "at", "label", "probability"}: no inputs
 
 ``passport`` is the answer's, ``row`` counts within it from 0, ``at`` is aware UTC, ``probability`` is that of
-``label``; where it is several tags, of the least sure one. ``"replayed": true`` stands in the lines of requests that
-were replays of kept data and no one's question. A new file begins when one is full and at least once a day, so its
-name's time is within a day of its lines'; whole files older than the declared days are removed. A server that can't
-write drops lines and counts them, and so does one that answers more than is logged a second: an answer is worth more
-than its log line.
+``label``; where it is several tags, of the least sure one; null where the label is a number. ``"replayed": true``
+stands in the lines of requests that were replays of kept data and no one's question. A new file begins when one is
+full and at least once a day, so its name's time is within a day of its lines'; whole files older than the declared
+days are removed. A server that can't write drops lines and counts them, and so does one that answers more than is
+logged a second: an answer is worth more than its log line.
 """
 
 from __future__ import annotations
@@ -132,17 +132,19 @@ def _lines(entry: Entry) -> list[str]:
     mark: dict[str, Any] = {"replayed": True} if entry.replayed else {}
     return [
         json.dumps(
-            {"passport": entry.passport, "row": row, "at": stamp, "label": label, "probability": round(p, 6)} | mark
+            {"passport": entry.passport, "row": row, "at": stamp, "label": label, "probability": p} | mark
         )
         + os.linesep
         for row, (label, p) in enumerate(zip(entry.answer.labels, top, strict=True))
     ]
 
 
-def _sureness(answer: Answer) -> list[float]:
+def _sureness(answer: Answer) -> list[float | None]:
     """The probability of each row's label."""
+    if answer.probabilities.shape[1] == 1:
+        return [None] * len(answer.labels)
     top = answer.probabilities.max(axis=1)
-    if len(top) == len(answer.labels):
-        return top.tolist()
-    ends = np.cumsum([label.count(" ") + 1 for label in answer.labels])
-    return np.minimum.reduceat(top, [0, *ends[:-1]]).tolist()
+    if len(top) != len(answer.labels):
+        ends = np.cumsum([label.count(" ") + 1 for label in answer.labels])
+        top = np.minimum.reduceat(top, [0, *ends[:-1]])
+    return [round(p, 6) for p in top.tolist()]

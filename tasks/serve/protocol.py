@@ -1,7 +1,8 @@
 """The Open Inference Protocol v2 over REST, as pure functions: bytes in, a request; an answer in, bytes out.
 
 Inputs: ``input`` FP32 [B, N] (UINT8 and INT64 are accepted) for images and tables, ``text`` BYTES [B] for
-texts. Outputs: ``label`` BYTES [B] and ``probabilities`` FP32 [B, K]. Of tagged words a label is as many tags as its
+texts, ``user`` and ``item`` BYTES or INT64 [B] for ids. Outputs: ``label`` BYTES [B] and ``probabilities`` FP32 [B, K];
+or a number, by the name of its column, FP32 [B]. Of tagged words a label is as many tags as its
 text has words, with a space between two, and the probabilities are each word's, [W, K], text by text. The binary
 tensor extension is spoken: the JSON part's length is in ``Inference-Header-Content-Length``, the tensors' bytes
 follow it.
@@ -18,25 +19,21 @@ import msgspec
 import numpy as np
 import simdjson
 
-from tasks.serve.package import Signature
-from tasks.serve.tensors import input_name, num_rows_of, read_rows, show, write_bytes_tensor
+from tasks.serve.body import read_json
+from tasks.serve.signature import Signature
+from tasks.serve.tensors import input_names, num_rows_of, read_ids, read_rows, show, write_bytes_tensor
 from tasks.spec.errors import BadRequest
-from tasks.spec.feature import Feature
+from tasks.spec.feature import VOCABULARIES, Feature
 
 OUTPUTS = ("label", "probabilities")
 ALL = dict.fromkeys(OUTPUTS, False)  # what is asked for where nothing is: both, in JSON
-REQUEST_FIELDS = frozenset(("id", "parameters", "inputs", "outputs"))
-INPUT_FIELDS = frozenset(("name", "shape", "datatype", "parameters", "data"))
-# Not turned into Python's lists.
-BIG_FIELDS = frozenset(("inputs", "data"))
-PARSED = (simdjson.Array, simdjson.Object)
 DATA = b'"data"'
 FIRST_ID = re.compile(rb'\{"id": ?"([A-Za-z0-9_.:-]{1,128})", ?(?=")')
 MAX_FRAMES, MAX_FRAME_BYTES = 64, 2048
 
 
 class InferRequest(NamedTuple):
-    """``rows``: numbers [B, N] or B strings; ``outputs``: which are asked for, and whether in binary."""
+    """``rows``: numbers [B, N], B strings or B pairs of them; ``outputs``: which are asked for, and whether binary."""
 
     id: str | None
     rows: Any
@@ -44,7 +41,8 @@ class InferRequest(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """``labels``: B class names; ``probabilities``: float32 [B, K]. Of tagged words: B texts of tags; [W, K]."""
+    """``labels``: B class names; ``probabilities``: float32 [B, K]. Of tagged words: B texts of tags; [W, K]. Of
+    numbers: their digits; [B, 1]."""
 
     labels: list[str]
     probabilities: np.ndarray
@@ -55,14 +53,14 @@ class Reader:
     numbers is read once. A *frame* is a body without the list of its data and without an id at its very beginning:
     known are those that ``read_infer`` takes with that list empty, so that only the list is left to be read."""
 
-    def __init__(self, feature: Feature, max_rows: int) -> None:
-        self._feature, self._max_rows = feature, max_rows
+    def __init__(self, feature: Feature, max_rows: int, outputs: tuple[str, ...] = OUTPUTS) -> None:
+        self._feature, self._max_rows, self._outputs = feature, max_rows, outputs
         self._frames: dict[tuple[bytes, bytes], InferRequest] = {}
 
     def __call__(self, body: bytes, json_bytes: int | None) -> InferRequest:
         """Return the request, as ``read_infer`` does."""
         known = self._read_framed(body) if json_bytes is None else None
-        return known or read_infer(body, json_bytes, self._feature, self._max_rows)
+        return known or read_infer(body, json_bytes, self._feature, self._max_rows, self._outputs)
 
     def _read_framed(self, body: bytes) -> InferRequest | None:
         start = body.find(b"[", body.find(DATA) + len(DATA))
@@ -87,12 +85,14 @@ class Reader:
         if len(around) > MAX_FRAME_BYTES or b'"id"' in around or b"\\" in around or around.count(DATA) != 1:
             return None
         try:
-            request, tensor = _read_around(around, self._feature)
+            request, (tensor, *_) = _read_around(around, self._feature, self._outputs)
             num_rows = num_rows_of(self._feature, tensor.get("shape"), self._max_rows)
             data = _data(tensor, b"")
         except BadRequest:
             return None
-        if tensor.get("datatype") != "FP32" or not isinstance(data, simdjson.Array) or self._feature.holds == "texts":
+        if tensor.get("datatype") != "FP32" or not isinstance(data, simdjson.Array):
+            return None
+        if self._feature.holds in VOCABULARIES:
             return None
         if len(self._frames) >= MAX_FRAMES:
             self._frames.clear()
@@ -100,8 +100,11 @@ class Reader:
         return self._frames[frame]
 
 
-def read_infer(body: bytes, json_bytes: int | None, feature: Feature, max_rows: int) -> InferRequest:
+def read_infer(
+    body: bytes, json_bytes: int | None, feature: Feature, max_rows: int, outputs: tuple[str, ...] = OUTPUTS
+) -> InferRequest:
     """Read an inference request; ``json_bytes`` is the length of the JSON where binary tensors follow it.
+    ``outputs``: what the model answers.
 
     Raises:
         BadRequest: one line that says which field, what was found and what it must be.
@@ -110,7 +113,11 @@ def read_infer(body: bytes, json_bytes: int | None, feature: Feature, max_rows: 
         raise BadRequest(f"Inference-Header-Content-Length = {json_bytes}, the body has {len(body)} bytes")
     binary = b"" if json_bytes is None else body[json_bytes:]
     text = body if json_bytes is None else body[:json_bytes]
-    request, tensor = _read_around(text, feature)
+    request, tensors = _read_around(text, feature, outputs)
+    if feature.kind == "ids":
+        parts = zip(tensors, _bytes_of_each(tensors, binary), strict=True)
+        return request._replace(rows=read_ids([(tensor, _data(tensor, part)) for tensor, part in parts], max_rows))
+    (tensor,) = tensors
     data = _data(tensor, binary)
     # The brackets of inputs, shape and data: then none is inside the data.
     flat = _has_at_most(text, b"[", 3)
@@ -118,15 +125,19 @@ def read_infer(body: bytes, json_bytes: int | None, feature: Feature, max_rows: 
     return request._replace(rows=rows)
 
 
-def _read_around(text: bytes, feature: Feature) -> tuple[InferRequest, dict[str, Any]]:
-    """Return the request without its rows, and the tensor that holds them."""
+def _read_around(
+    text: bytes, feature: Feature, outputs: tuple[str, ...]
+) -> tuple[InferRequest, list[dict[str, Any]]]:
+    """Return the request without its rows, and the tensors that hold them."""
     request = read_json(text)
     if not isinstance(request.get("id", ""), str):
         raise BadRequest(f"id = {show(request['id'])}, must be a string")
-    tensor = _one_input(request.get("inputs"), input_name(feature))
-    _parameters(tensor, "the input")
+    names = input_names(feature)
+    tensors = _inputs(request.get("inputs"), names) if len(names) > 1 else [_one_input(request.get("inputs"), *names)]
+    for tensor in tensors:
+        _parameters(tensor, "the input")
     default = _flag(_parameters(request, "the request"), "binary_data_output", False)
-    return InferRequest(request.get("id"), None, _wanted(request.get("outputs"), default)), tensor
+    return InferRequest(request.get("id"), None, _wanted(request.get("outputs"), default, outputs)), tensors
 
 
 def write_infer(request: InferRequest, answer: Answer, model: str, version: str) -> tuple[bytes, int | None]:
@@ -176,88 +187,35 @@ def server_metadata(version: str) -> dict[str, Any]:
     return {"name": "drydock", "version": version, "extensions": ["binary_tensor_data"]}
 
 
+def outputs_of(signature: Signature) -> tuple[str, ...]:
+    """Return the names of what a model answers."""
+    return OUTPUTS if signature.number is None else (signature.number.column,)
+
+
 def model_metadata(signature: Signature, version: str, digest_sha256: str) -> dict[str, Any]:
-    text = signature.feature.holds == "texts"
+    text = signature.feature.holds in VOCABULARIES
     shape = [-1] if text else [-1, *signature.feature.shape]
     datatype = "BYTES" if text else "FP32"
+    answers = [
+        {"name": "label", "datatype": "BYTES", "shape": [-1]},
+        {"name": "probabilities", "datatype": "FP32", "shape": [-1, len(signature.classes)]},
+    ]
+    facts: dict[str, Any] = {"classes": list(signature.classes)}
+    if (number := signature.number) is not None:
+        answers = [{"name": number.column, "datatype": "FP32", "shape": [-1]}]
+        facts = {"min": number.min, "max": number.max}
     return {
         "name": signature.workload,
         "versions": [version],
         "platform": "onnx_onnxv1",
-        "inputs": [{"name": input_name(signature.feature), "datatype": datatype, "shape": shape}],
-        "outputs": [
-            {"name": "label", "datatype": "BYTES", "shape": [-1]},
-            {"name": "probabilities", "datatype": "FP32", "shape": [-1, len(signature.classes)]},
-        ],
-        "parameters": {
-            "package_sha256": digest_sha256,
-            "variant": signature.variant,
-            "classes": list(signature.classes),
-        },
+        "inputs": [{"name": name, "datatype": datatype, "shape": shape} for name in input_names(signature.feature)],
+        "outputs": answers,
+        "parameters": {"package_sha256": digest_sha256, "variant": signature.variant, **facts},
     }
-
-
-def read_json(text: bytes) -> dict[str, Any]:
-    """Read a request strictly: UTF-8, known fields, no duplicate keys, no NaN, a bounded depth. The data of a tensor
-    stays the parser's own array; a parser of its own for each request, so that none is used again too soon."""
-    try:
-        body = simdjson.Parser().parse(text)
-    except UnicodeDecodeError:
-        raise BadRequest("the body is no JSON: it is not UTF-8") from None
-    except (ValueError, RuntimeError) as error:  # RuntimeError: a whole number beyond 64 bits
-        raise BadRequest(f"the body is no JSON: {_reason(error)}") from None
-    if not isinstance(body, simdjson.Object):
-        raise BadRequest(f"the body is {show(body)}, must be a JSON object")
-    request = _fields(body, "the request", REQUEST_FIELDS)
-    inputs = request.get("inputs")
-    if isinstance(inputs, simdjson.Array) and len(inputs) == 1 and isinstance(inputs[0], simdjson.Object):
-        request["inputs"] = [_fields(inputs[0], "an input", INPUT_FIELDS)]
-    elif isinstance(inputs, simdjson.Array):
-        request["inputs"] = [None] * len(inputs)
-    return request
-
-
-def _fields(data: simdjson.Object, what: str, known: frozenset[str]) -> dict[str, Any]:
-    """Return an object's known fields; what they hold is plain but for tensors' data and the list of inputs."""
-    names = list(data.keys())
-    if not known.issuperset(names):
-        extra = min(set(names) - known)
-        raise BadRequest(f"{what} has field {show(extra)}, must be one of {', '.join(sorted(known))}")
-    fields = {}
-    for name in names:
-        value = data[name]
-        fields[name] = _plain(value) if isinstance(value, PARSED) and name not in BIG_FIELDS else value
-    if len(fields) != len(names):
-        raise BadRequest("the body has a key twice in one object, must be once")
-    return fields
-
-
-def _plain(value: Any) -> Any:
-    """Return small JSON as Python has it, read again where a key could be there twice."""
-    text = value.mini
-    if b"{" not in text:
-        return value.as_list()
-    try:
-        return json.loads(text, object_pairs_hook=_distinct)
-    except RecursionError:
-        raise BadRequest("the body is nested too deeply") from None
-
-
-def _reason(error: Exception) -> str:
-    """Say what simdjson found without its own names: ``NUMBER_ERROR: Problem while parsing a number``."""
-    text = str(error).partition(": ")[2] or str(error)
-    return f"{text[:1].lower()}{text[1:120]}"
 
 
 def write_json(data: Any) -> bytes:
     return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        raise BadRequest("the body has a key twice in one object, must be once")
-    return data
 
 
 def _known(data: Any, what: str, fields: set[str]) -> None:
@@ -278,6 +236,25 @@ def _one_input(inputs: Any, name: str) -> dict[str, Any]:
     return inputs[0]
 
 
+def _inputs(inputs: Any, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return the tensors in the order of the request, one of each name."""
+    told = inputs if isinstance(inputs, list) and all(isinstance(tensor, dict) for tensor in inputs) else []
+    if sorted(str(tensor.get("name")) for tensor in told) != sorted(names):
+        raise BadRequest(f"inputs must be a list of {len(names)} tensors: {' and '.join(map(repr, names))}")
+    return told
+
+
+def _bytes_of_each(tensors: list[dict[str, Any]], binary: bytes) -> list[bytes]:
+    """Cut what follows the JSON as the tensors say; what is left is the last one's, which has to be all of it."""
+    parts = []
+    for tensor in tensors[:-1]:
+        size = _parameters(tensor, "the input").get("binary_data_size")
+        cut = size if type(size) is int and 0 <= size <= len(binary) else 0
+        parts.append(binary[:cut])
+        binary = binary[cut:]
+    return [*parts, binary]
+
+
 def _data(tensor: dict[str, Any], binary: bytes) -> Any:
     """Return the JSON data of a tensor, or its bytes; all bytes of the body must belong to it."""
     name = tensor["name"]
@@ -293,18 +270,18 @@ def _data(tensor: dict[str, Any], binary: bytes) -> Any:
     return binary
 
 
-def _wanted(outputs: Any, default: bool) -> dict[str, bool]:
+def _wanted(outputs: Any, default: bool, known: tuple[str, ...]) -> dict[str, bool]:
     """Return the outputs asked for, each with whether its data shall be binary; none named means all."""
     if outputs is None or outputs == []:
-        return dict.fromkeys(OUTPUTS, True) if default else ALL
+        return dict.fromkeys(known, default) if default or known is not OUTPUTS else ALL
     if not isinstance(outputs, list):
         raise BadRequest(f"outputs is {show(outputs)}, must be a list")
     wanted: dict[str, bool] = {}
     for output in outputs:
         _known(output, "an output", {"name", "parameters"})
         name = output.get("name")
-        if name not in OUTPUTS or name in wanted:
-            raise BadRequest(f"output name = {show(name)}, must be one of {', '.join(OUTPUTS)}, each once")
+        if name not in known or name in wanted:
+            raise BadRequest(f"output name = {show(name)}, must be one of {', '.join(known)}, each once")
         wanted[name] = _flag(_parameters(output, f"output {name!r}"), "binary_data", default)
     return wanted
 
@@ -328,7 +305,8 @@ def _output(name: str, binary: bool, answer: Answer) -> tuple[dict[str, Any], by
         output = {"name": name, "datatype": "BYTES", "shape": [len(answer.labels)]}
         data, raw = answer.labels, write_bytes_tensor(answer.labels) if binary else b""
     else:
-        output = {"name": name, "datatype": "FP32", "shape": list(answer.probabilities.shape)}
+        shape = answer.probabilities.shape if name == "probabilities" else [len(answer.labels)]
+        output = {"name": name, "datatype": "FP32", "shape": list(shape)}
         data = [] if binary else answer.probabilities.ravel().tolist()
         raw = answer.probabilities.astype("<f4").tobytes() if binary else b""
     output |= {"parameters": {"binary_data_size": len(raw)}} if binary else {"data": data}

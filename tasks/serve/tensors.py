@@ -14,14 +14,15 @@ import simdjson
 
 from tasks.spec.errors import BadRequest
 from tasks.spec.feature import Feature
+from tasks.spec.ids import ROLES
 
 # Datatype -> how its bytes lie in a binary tensor (little-endian, as the protocol says).
 NUMBERS = {"FP32": "<f4", "UINT8": "u1", "INT64": "<i8"}
 LENGTH = struct.Struct("<I")
 
 
-def input_name(feature: Feature) -> str:
-    return "text" if feature.holds == "texts" else "input"
+def input_names(feature: Feature) -> tuple[str, ...]:
+    return ROLES if feature.kind == "ids" else ("text",) if feature.holds == "texts" else ("input",)
 
 
 def read_rows(feature: Feature, datatype: Any, shape: Any, data: Any, max_rows: int, flat: bool = False) -> Any:
@@ -34,7 +35,7 @@ def read_rows(feature: Feature, datatype: Any, shape: Any, data: Any, max_rows: 
     Raises:
         BadRequest: datatype, shape or values that do not fit the feature, or B beyond ``max_rows``.
     """
-    name = input_name(feature)
+    (name,) = input_names(feature)
     allowed = ("BYTES",) if feature.holds == "texts" else tuple(NUMBERS)
     if datatype not in allowed:
         raise BadRequest(f"{name}.datatype = {show(datatype)}, must be {' or '.join(allowed)}")
@@ -49,6 +50,39 @@ def read_rows(feature: Feature, datatype: Any, shape: Any, data: Any, max_rows: 
         found = f"{array.size} values" if array.ndim == 1 else f"shape {list(array.shape)}"
         raise BadRequest(f"{name}.data has {found}, must be {math.prod(shape)} values as its shape says")
     return array.reshape(num_rows, -1)
+
+
+def read_ids(tensors: list[tuple[dict[str, Any], Any]], max_rows: int) -> list[tuple[str, ...]]:
+    """Return B pairs of ids of the tensors ``user`` and ``item``, each with its data: texts, or whole numbers, whose
+    digits are the id.
+
+    Raises:
+        BadRequest: datatype, shape or values that are no ids, B beyond ``max_rows``, or not of both the same.
+    """
+    found = {}
+    for tensor, data in tensors:
+        name, datatype, shape = tensor["name"], tensor.get("datatype"), tensor.get("shape")
+        if not isinstance(shape, list) or [*map(type, shape)] != [int] or not 1 <= shape[0] <= max_rows:
+            raise BadRequest(f"{name}.shape must be [B], B from 1 to {max_rows}")
+        if datatype == "BYTES":
+            found[name] = _texts(name, data, shape[0])
+        elif datatype == "INT64":
+            found[name] = [str(value) for value in _whole_numbers(name, data, shape)]
+        else:
+            raise BadRequest(f"{name}.datatype = {show(datatype)}, must be BYTES or INT64")
+    if len({*map(len, found.values())}) != 1:
+        raise BadRequest(f"{' and '.join(ROLES)} must be of the same shape")
+    return list(zip(*(found[role] for role in ROLES), strict=True))
+
+
+def _whole_numbers(name: str, data: Any, shape: list[int]) -> list[int]:
+    if isinstance(data, simdjson.Array):
+        array = _from_array(name, "INT64", data, shape)
+    else:
+        array = _from_bytes(name, "INT64", data) if isinstance(data, bytes) else _from_json(name, "INT64", data)
+    if array.shape != (shape[0],):
+        raise BadRequest(f"{name}.data has shape {list(array.shape)}, must be {shape} as its shape says")
+    return array.tolist()
 
 
 def write_bytes_tensor(texts: list[str]) -> bytes:
@@ -68,7 +102,7 @@ def num_rows_of(feature: Feature, shape: Any, max_rows: int) -> int:
     Raises:
         BadRequest: another shape, or B beyond ``max_rows``.
     """
-    name = input_name(feature)
+    (name,) = input_names(feature)
     if not (isinstance(shape, list) and shape and {*map(type, shape)} == {int}):
         raise BadRequest(f"{name}.shape must be a list of whole numbers")
     fitting = [[]] if feature.holds == "texts" else [list(feature.shape)]

@@ -9,45 +9,11 @@ from pydantic import Field, model_validator
 from tasks.spec.augment import OF_TEXTS, Augment
 from tasks.spec.clean import PARSING, CleanRule
 from tasks.spec.feature import Feature
+from tasks.spec.label import Target
 from tasks.spec.privacy import WATCH, Privacy
 from tasks.spec.source import ColumnType, Source
 from tasks.spec.validation import Expectations, LabelRules
 from tasks.spec.value import Value
-
-
-class Annotators(Value):
-    """Several people's labels of each row, a column for each of them; the label column is then made of these.
-
-    ``dawid-skene`` weighs each annotator by a confusion matrix found with the truth (1979), ``majority`` counts votes.
-    """
-
-    columns: tuple[str, ...] = Field(min_length=2)
-    truth: Literal["dawid-skene", "majority"] = "dawid-skene"
-    min_certainty: float = Field(default=0.9, ge=0, le=1, description="a less certain row is queued for relabelling")
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Annotators:
-        if len(set(self.columns)) != len(self.columns):
-            raise ValueError(f"columns = {list(self.columns)}, must be distinct")
-        return self
-
-
-class Label(Value):
-    """The label column and its allowed classes, in the order of the model's outputs."""
-
-    column: str = "label"
-    annotators: Annotators | None = None
-    classes: tuple[str | int, ...] = Field(min_length=2)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(str(item) for item in self.classes)
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Label:
-        if len(set(self.names)) != len(self.names):
-            raise ValueError(f"classes = {list(self.classes)}, must be distinct")
-        return self
 
 
 class TimeSplit(Value):
@@ -110,7 +76,7 @@ class Data(Value):
 
     source: Source
     feature: Feature
-    label: Label
+    label: Target
     columns: dict[str, ColumnType] = Field(default={}, description="further columns, for the cleaning rules to read")
     bad_rows: Literal["refuse", "quarantine"] = Field(
         default="refuse", description="rows that can't be read as their columns' types"
@@ -142,6 +108,23 @@ class Data(Value):
         return self
 
     @model_validator(mode="after")
+    def _ids_have_a_number(self) -> Data:
+        """What can be told of numbers and of ids; the rest is for classes."""
+        if self.feature.kind == "ids" and self.label.kind != "number":
+            raise ValueError("label.kind = 'class', must be number where data.feature.kind is 'ids'")
+        if self.label.kind == "class":
+            return self
+        if self.feature.kind not in ("ids", "table"):
+            raise ValueError(f"label.kind = 'number', must be class where data.feature.kind is {self.feature.kind!r}")
+        if self.split.stratified:
+            raise ValueError("split.stratified = true: a number is of no class; must be false")
+        if any(rule.rule == "allowed_labels" for rule in self.clean):
+            raise ValueError("clean: 'allowed_labels' is for classes; take {rule: range} on the label's column")
+        if self.feature.kind == "ids" and self.labels.max_near_leaked_ratio is not None:
+            raise ValueError("labels.max_near_leaked_ratio: ids are equal or not, never near; must be left out")
+        return self
+
+    @model_validator(mode="after")
     def _annotators_are_columns_of_their_own(self) -> Data:
         for name in self.label.annotators.columns if self.label.annotators else ():
             if name in (*self.feature.columns, self.label.column, *self.columns, *self.split.columns):
@@ -163,7 +146,7 @@ class Data(Value):
     @model_validator(mode="after")
     def _private_columns_can_be_treated(self) -> Data:
         texts = {name for name, kind in self.columns.items() if kind == "text"}
-        texts |= set(self.feature.columns) if self.feature.kind == "text" else set()
+        texts |= set(self.feature.columns) if self.feature.kind in ("text", "ids") else set()
         texts |= {name for name, kind in self.read_columns.items() if kind == "text"}
         numbers = {*self.columns, *(self.feature.columns if self.feature.kind == "table" else ())} - texts
         for name, column in self.privacy.columns.items():

@@ -23,6 +23,9 @@ class Evaluate(Value):
     groups: tuple[str, ...] = Field(
         default=(), description="feature columns between whose values gaps are measured; rules name them group:COLUMN"
     )
+    relevant: float | None = Field(
+        default=None, description="from which number on an item is one that its user wants; none: 3/4 of the range"
+    )
     robustness: bool = Field(
         default=True, description="whether accuracy is measured under perturbations too: perturbed:NAME"
     )

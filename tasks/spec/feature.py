@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from tasks.spec.errors import BadRequest
+from tasks.spec.ids import ids_of
 from tasks.spec.tokens import pieces, words_of
 from tasks.spec.value import Value, register_tags
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 # What the stored columns hold, which is what the data steps ask.
-Holds = Literal["images", "texts", "numbers"]
+Holds = Literal["images", "texts", "numbers", "ids"]
 
 
 class ImageFeature(Value):
@@ -101,8 +102,37 @@ class TableFeature(Value):
         return self
 
 
-Feature = Annotated[ImageFeature | TextFeature | TokensFeature | TableFeature, Field(discriminator="kind")]
-register_tags("image", "text", "tokens", "table")
+class IdsFeature(Value):
+    """Who and what, by id: two columns of texts or whole numbers. The ids of the training split travel in the package;
+    any other is unknown, and the model says what it would of anybody, or of anything."""
+
+    kind: Literal["ids"]
+    holds: ClassVar[Holds] = "ids"
+    user: str = Field(default="user", min_length=1)
+    item: str = Field(default="item", min_length=1)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.user, self.item)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (2,)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> IdsFeature:
+        if self.user == self.item:
+            raise ValueError(f"user and item = {self.user!r}, must be two columns")
+        return self
+
+
+Feature = Annotated[
+    ImageFeature | TextFeature | TokensFeature | TableFeature | IdsFeature, Field(discriminator="kind")
+]
+register_tags("image", "text", "tokens", "table", "ids")
+
+# Of features whose encoding is learnt: the file that tells it, in a training's room and in the package.
+VOCABULARIES = {"texts": "tokenizer.json", "ids": "ids.json"}
 
 
 def encode(feature: Feature, rows: Any, tokenizer: Any = None, pad_to_longest: bool = False) -> np.ndarray:
@@ -111,13 +141,15 @@ def encode(feature: Feature, rows: Any, tokenizer: Any = None, pad_to_longest: b
     image: rows [B, H*W] or [B, H, W] numbers -> float32 [B, H*W] (scaled inside the graph);
     table: rows [B, C] numbers -> float32 [B, C] (NaN is missing); text: B strings -> int64 [B, T],
     with ``pad_to_longest`` T is no more than the longest of these texts needs; tokens: B lists of words, or texts
-    with white space between words -> as text.
+    with white space between words -> as text; ids: B pairs -> int64 [B, 2], by ``tokenizer``, the known ones.
 
     Raises:
         BadRequest: wrong width, a value that is no number, or a text longer than ``max_chars``.
     """
     import numpy as np
 
+    if feature.kind == "ids":
+        return tokenizer.codes(ids_of(rows))
     if feature.kind == "tokens":
         return padded(feature, pieces(words_of(feature, rows), tokenizer), pad_to_longest)
     if feature.kind == "text":
@@ -155,8 +187,11 @@ def check_texts(feature: TextFeature, texts: Any) -> list[str]:
 
 
 def columns_to_rows(table: Any, feature: Feature) -> Any:
-    """Return a table's feature columns as rows: a list of texts, or of lists of words, or float32 [B, N]."""
+    """Return a table's feature columns as rows: a list of texts, of lists of words, of pairs of ids; float32 [B, N]."""
     import numpy as np
+
+    if feature.kind == "ids":
+        return [list(row) for row in zip(*(table.column(name).to_pylist() for name in feature.columns), strict=True)]
 
     if feature.kind == "tokens":
         return [text.split(" ") for text in table.column(feature.column).to_pylist()]

@@ -9,12 +9,12 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
-from tasks.spec.data import Label
 from tasks.spec.entities import kinds_of
 from tasks.spec.errors import DrydockError
 from tasks.spec.evaluate import Evaluate
 from tasks.spec.feature import Feature
 from tasks.spec.fields import closest_first
+from tasks.spec.label import Target
 from tasks.spec.rules import Measurement, Rule
 
 # Where: on all rows; on a class; a declared slice; a group of a column's values; the column; changed inputs.
@@ -22,17 +22,27 @@ Place = Literal["overall", "class", "slice", "value", "group", "perturbed"]
 INFINITE = float("inf")
 
 
-class Metric(NamedTuple):
-    """Where a metric is measured on rows of one class each, and where on tagged words (none: there too); the least
-    and the most it can be; whether it compares two models by itself."""
+OVERALL: tuple[Place, ...] = ("overall",)
 
-    places: tuple[Place, ...] = ("overall",)
+
+class Metric(NamedTuple):
+    """Where a metric is measured on rows of one class each, where on tagged words (none: there too), and where on
+    numbers; the least and the most it can be; whether it compares two models by itself, and is of items that are
+    ranked for a user."""
+
+    places: tuple[Place, ...] = OVERALL
     tagged: tuple[Place, ...] | None = None
+    number: tuple[Place, ...] = ()
     least: float = 0.0
     most: float = INFINITE
     compares: bool = False
+    ranks: bool = False
 
-    def places_of(self, feature: Feature) -> tuple[Place, ...]:
+    def places_of(self, feature: Feature, label: Target) -> tuple[Place, ...]:
+        if self.ranks and feature.kind != "ids":
+            return ()
+        if label.kind == "number":
+            return self.number
         return self.tagged if self.tagged is not None and feature.kind == "tokens" else self.places
 
 
@@ -45,23 +55,28 @@ METRICS = {
     "entity_precision": Metric((), tagged=("overall",), most=1),
     "entity_recall": Metric((), tagged=("overall",), most=1),
     "entity_f1": Metric((), tagged=("overall", "slice", "perturbed"), most=1),
+    "rmse": Metric((), number=("overall", "slice", "perturbed")),
+    "mae": Metric((), number=("overall", "slice", "perturbed")),
+    "ndcg_at_10": Metric((), number=OVERALL, most=1, ranks=True),
+    "recall_at_10": Metric((), number=OVERALL, most=1, ranks=True),
     "auroc": Metric(tagged=(), most=1),
     "calibration_error": Metric(most=1),
     "log_loss": Metric(),
     "accuracy_gap": Metric(("group",), most=1),
     "selection_gap": Metric(("group",), most=1),
     "recall_gap": Metric(("group",), most=1),
-    "out_of_range": Metric(most=1),
-    "p50_ms": Metric(),
-    "p99_ms": Metric(),
-    "rows_per_second": Metric(),
-    "joules_per_1000": Metric(),
-    "cost_per_million": Metric(),
-    "model_bytes": Metric(),
-    "memory_bytes": Metric(),
-    "open_ms": Metric(),
+    "out_of_range": Metric(number=OVERALL, most=1),
+    "p50_ms": Metric(number=OVERALL),
+    "p99_ms": Metric(number=OVERALL),
+    "rows_per_second": Metric(number=OVERALL),
+    "joules_per_1000": Metric(number=OVERALL),
+    "cost_per_million": Metric(number=OVERALL),
+    "model_bytes": Metric(number=OVERALL),
+    "memory_bytes": Metric(number=OVERALL),
+    "open_ms": Metric(number=OVERALL),
     "accuracy_gain": Metric(tagged=(), least=-1, most=1, compares=True),
     "entity_f1_gain": Metric((), tagged=("overall",), least=-1, most=1, compares=True),
+    "rmse_gain": Metric((), number=OVERALL, least=-INFINITE, compares=True),
     "mcnemar_p": Metric(tagged=(), most=1, compares=True),
     "champion_agreement": Metric(most=1, compares=True),
     "agreement": Metric(most=1, compares=True),
@@ -72,6 +87,7 @@ PERTURBED = {
     "text": ("typos", "upper-case"),
     "tokens": ("typos", "lower-case"),
     "table": ("noise", "missing"),
+    "ids": ("unknown-user", "unknown-item"),
 }
 
 
@@ -86,7 +102,7 @@ def declared(measured: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
     return measured
 
 
-def slices_of(metric: Metric, feature: Feature, label: Label, evaluate: Evaluate) -> list[str]:
+def slices_of(metric: Metric, feature: Feature, label: Target, evaluate: Evaluate) -> list[str]:
     """Return the names of the slices on which a workload's metric is measured; ``COLUMN=*`` stands for its values."""
     classes = kinds_of(label.names) if feature.kind == "tokens" else label.names
     by_place: dict[Place, list[str]] = {
@@ -97,18 +113,18 @@ def slices_of(metric: Metric, feature: Feature, label: Label, evaluate: Evaluate
         "group": [f"group:{column}" for column in evaluate.groups],
         "perturbed": [f"perturbed:{name}" for name in PERTURBED[feature.kind] if evaluate.robustness],
     }
-    return [name for place in metric.places_of(feature) for name in by_place[place]]
+    return [name for place in metric.places_of(feature, label) for name in by_place[place]]
 
 
-def wrong_with(rule: Rule, feature: Feature, label: Label, evaluate: Evaluate) -> str | None:
+def wrong_with(rule: Rule, feature: Feature, label: Target, evaluate: Evaluate) -> str | None:
     """Return what makes a rule impossible, as ``field = found, what is allowed``; none: it can be judged."""
-    known = {name: metric for name, metric in METRICS.items() if metric.places_of(feature)}
+    known = {name: metric for name, metric in METRICS.items() if metric.places_of(feature, label)}
     metric = known.get(rule.metric)
     if metric is None:
         return f"metric = {rule.metric!r}, must be one of {closest_first(rule.metric, known)}"
     slices = slices_of(metric, feature, label, evaluate)
     if not slices:
-        where = " or ".join(metric.places_of(feature))
+        where = " or ".join(metric.places_of(feature, label))
         return f"metric = {rule.metric!r} is measured by {where}, and section evaluate declares none"
     if not any(_is_on(rule.slice, name) for name in slices):
         told = closest_first(rule.slice, slices)
@@ -141,4 +157,6 @@ def _beyond(rule: Rule, metric: Metric) -> str | None:
 
 
 def _range(least: float, most: float) -> str:
+    if least == -INFINITE:
+        return "any number"
     return f"{least:g} or more" if most == INFINITE else f"from {least:g} to {most:g}"

@@ -77,6 +77,14 @@ class Pretrained(Value):
     )
 
 
+class Factors(Value):
+    """Matrix factorisation with biases (Koren et al. 2009): the mean, what a user and an item add to it, and the
+    product of their factors; an unknown one adds nothing. ``optimiser.weight_decay`` keeps the rarely seen near it."""
+
+    kind: Literal["factors"]
+    width: int = Field(default=16, ge=1, le=1024, description="factors of each user and item")
+
+
 class OwnModel(Value):
     """The workload folder's own ``model.py``: ``build(feature, num_classes, **options) -> torch.nn.Module``, and if
     it wants ``loss(logits, target) -> Tensor``, the mean over the rows. Logits are [B, K]; of tagged words [B, K, T],
@@ -87,9 +95,9 @@ class OwnModel(Value):
 
 
 Recipe = Annotated[
-    Mlp | Cnn | Resnet18 | TextCnn | Transformer | Pretrained | OwnModel, Field(discriminator="kind")
+    Mlp | Cnn | Resnet18 | TextCnn | Transformer | Pretrained | Factors | OwnModel, Field(discriminator="kind")
 ]
-register_tags("mlp", "cnn", "resnet18", "text-cnn", "transformer", "pretrained", "model.py")
+register_tags("mlp", "cnn", "resnet18", "text-cnn", "transformer", "pretrained", "factors", "model.py")
 
 # Recipe -> the features that it reads.
 READS = {
@@ -99,5 +107,8 @@ READS = {
     "text-cnn": ("text",),
     "transformer": ("text", "tokens"),
     "pretrained": ("text", "tokens"),
+    "factors": ("ids",),
     "model.py": ("image", "table", "text", "tokens"),
 }
+# Those that can learn a number.
+GIVE_NUMBERS = ("mlp", "factors")

@@ -14,9 +14,10 @@ from pydantic import Field
 from tasks.spec.augment import Augment
 from tasks.spec.clean import CleanRule
 from tasks.spec.compress import Objective, Variant, VariantName
-from tasks.spec.data import Label, Split
+from tasks.spec.data import Split
 from tasks.spec.evaluate import Evaluate
 from tasks.spec.feature import Feature
+from tasks.spec.label import Target
 from tasks.spec.privacy import WATCH, Anonymity, Privacy, Receipt
 from tasks.spec.rules import Rule, Verdict
 from tasks.spec.search import Search
@@ -42,7 +43,7 @@ class IngestRequest(Value):
     source: Source
     files: tuple[SourceFile, ...] = Field(min_length=1)
     feature: Feature
-    label: Label
+    label: Target
     split_column: str | None = None
     columns: dict[str, ColumnType] = Field(default={}, description="further columns, or other types than usual")
     made_columns: tuple[str, ...] = Field(default=(), description="features that cleaning makes")
@@ -68,7 +69,7 @@ class CleanRequest(Value):
     workload: str
     raw: RoomRef
     feature: Feature
-    label: Label
+    label: Target
     rules: tuple[CleanRule, ...]
     split: Split
     corrections: RoomRef | None = Field(default=None, description="labels that people corrected, applied last")
@@ -101,7 +102,7 @@ class ValidateDataRequest(Value):
     rows_in: int
     dropped_rows: int
     feature: Feature
-    label: Label
+    label: Target
     split: Split
     expectations: Expectations
     suites_sha256: str = Field(description="digest of the suites that users edit in great_expectations/")
@@ -139,7 +140,7 @@ class ValidateLabelsRequest(Value):
     workload: str
     clean: RoomRef
     feature: Feature
-    label: Label
+    label: Target
     rules: LabelRules
     corrections: RoomRef | None = Field(default=None, description="a label that a person confirmed is queued no more")
 
@@ -155,7 +156,7 @@ class ValidateLabelsResult(Value):
     conflicts: int
     leaked: int
     suspects: int
-    noise_ratio: float
+    noise_ratio: float | None = Field(description="none: a number was not audited for it")
 
 
 class VersionRequest(Value):
@@ -187,7 +188,7 @@ class TrainRequest(Value):
     dataset: RoomRef
     revision: str
     feature: Feature
-    label: Label
+    label: Target
     train: Train
     model_py_sha256: str | None = Field(default=None, description="the digest of the workload's own model.py")
     encoder_sha256: str | None = Field(default=None, description="the digest of a pretrained encoder's files")
@@ -234,7 +235,7 @@ class CompressRequest(Value):
     trained: RoomRef
     dataset: RoomRef
     feature: Feature
-    label: Label
+    label: Target
     train: Train
 
 
@@ -259,7 +260,7 @@ class EvaluateRequest(Value):
     package_uri: str
     package_sha256: str
     dataset: RoomRef
-    label: Label
+    label: Target
     evaluate: Evaluate = Evaluate()
     core_watts: float = Field(default=10, gt=0, description="as in the settings: for estimates of energy")
     price_per_kwh: float = Field(default=0.25, ge=0, description="as in the settings")
@@ -268,13 +269,14 @@ class EvaluateRequest(Value):
 class EvaluateResult(Value):
     """``measurements.json``: metrics overall and by class with intervals, latency, size;
     ``predictions.parquet``: row_id, label, prediction, probabilities (of tagged words lists of
-    them); ``report.html``, ``confusion.png``."""
+    them); ``report.html``, ``confusion.png`` (of numbers ``numbers.png``)."""
 
     room: RoomRef | None = None
     package_sha256: str
-    accuracy: float
-    macro_f1: float
+    accuracy: float | None = Field(default=None, description="of classes")
+    macro_f1: float | None = Field(default=None, description="of classes")
     entity_f1: float | None = Field(default=None, description="where words are tagged")
+    rmse: float | None = Field(default=None, description="of numbers")
     p50_ms: float
     p99_ms: float
     model_bytes: int

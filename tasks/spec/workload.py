@@ -9,14 +9,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.spec.compress import Compress, Distilled, Pruned
+from tasks.spec.compress import Compress, Distilled, Pruned, Sparse
 from tasks.spec.cron import PRESETS as CRON_PRESETS
 from tasks.spec.cron import is_cron
 from tasks.spec.data import Data
 from tasks.spec.errors import BadRequest
 from tasks.spec.evaluate import Evaluate
 from tasks.spec.metrics import wrong_with
-from tasks.spec.recipe import READS
+from tasks.spec.recipe import GIVE_NUMBERS, READS
 from tasks.spec.review import Review
 from tasks.spec.rules import Gate
 from tasks.spec.search import Search, tried
@@ -121,6 +121,30 @@ class Workload(Value):
                 f"train.recipe.kind = {recipe!r}, must be one that reads data.feature.kind = {feature!r}: "
                 f"{fitting or 'none does yet'}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_have_what_fits(self) -> Workload:
+        label, train = self.data.label, self.train
+        if label.kind != "number":
+            if self.evaluate.relevant is not None:
+                raise ValueError("evaluate.relevant: must be left out where data.label is of classes")
+            return self
+        if train.recipe.kind not in GIVE_NUMBERS:
+            found = f"train.recipe.kind = {train.recipe.kind!r}, must be one that gives a number"
+            raise ValueError(f"{found}: {', '.join(GIVE_NUMBERS)}")
+        if train.stopping.metric != "loss":
+            raise ValueError(f"train.stopping.metric = {train.stopping.metric!r}, must be loss: a number is learnt")
+        if train.class_weights != "none" or train.label_smoothing:
+            raise ValueError("train.class_weights and train.label_smoothing: are for classes; must be left out")
+        if self.evaluate.groups:
+            raise ValueError("evaluate.groups: must be empty where a number is learnt; declare evaluate.slices")
+        relevant = self.evaluate.relevant
+        if relevant is not None and not label.min <= relevant <= label.max:
+            raise ValueError(f"evaluate.relevant = {relevant:g}, must be from {label.min:g} to {label.max:g}")
+        for variant in self.compress.variants:
+            if isinstance(variant, Distilled | Pruned | Sparse):
+                raise ValueError(f"compress.variants: {variant.kind!r} is for classes; use int8 or fp16")
         return self
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ WIDE = {"uint8": torch.float32, "int32": torch.int64}
 
 class Split(NamedTuple):
     """One split's mapped arrays, as ``tasks.train.prepare`` stored them: inputs [B, ...], class indices int64 [B], of
-    tagged words [B, T]."""
+    tagged words [B, T]; or numbers float32 [B]."""
 
     x: Any
     y: Any

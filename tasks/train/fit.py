@@ -91,7 +91,7 @@ def _job(request: TrainRequest) -> dict[str, object]:
     return {
         "train": request.train.model_dump(mode="json"),
         "feature": request.feature.model_dump(mode="json"),
-        "classes": list(request.label.names),
+        "label": request.label.model_dump(mode="json"),
     }
 
 

@@ -10,7 +10,7 @@ from tasks.store.files import sha256_file, write_json
 from tasks.train.brought import ENCODER
 
 LIST = "inputs.json"
-NAMES = ("train.json", "stats.json", "tokenizer.json", "model.py")
+NAMES = ("train.json", "stats.json", "tokenizer.json", "ids.json", "model.py")
 
 
 def list_inputs(folder: Path) -> None:

@@ -112,7 +112,7 @@ class Keeper:
             self.best = {name: value.cpu().clone() for name, value in strategy.state().items()}
         if self.rank == 0:
             self._add(HISTORY, line)
-            scored = {"accuracy": "validation_accuracy", "entity F1": "validation_entity_f1"}
+            scored = {"accuracy": "validation_accuracy", "entity F1": "validation_entity_f1", "RMSE": "validation_rmse"}
             scores = "".join(f"{name} {line[key]:.4f}, " for name, key in scored.items() if key in line)
             say(
                 f"epoch {place.epoch}: loss {line['train_loss']:.4f}, validation loss {line['validation_loss']:.4f}, "

@@ -1,4 +1,5 @@
-"""What is made small: the mean over the rows of a classifier's cross entropy, or of a tagger's.
+"""What is made small: the mean over the rows of a classifier's cross entropy, of a tagger's, or of a number's squared
+error.
 
 A batch that is divided, among ranks or into parts, has the loss of the whole one: each part's mean counts by its rows.
 
@@ -15,18 +16,26 @@ import torch
 from torch import Tensor, nn
 
 from tasks.spec.feature import Feature
+from tasks.spec.label import Target
 from tasks.spec.train import Train
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def loss_of(train: Train, feature: Feature, num_classes: int, folder: Path) -> Loss:
+def loss_of(train: Train, feature: Feature, label: Target, folder: Path) -> Loss:
     """Return the loss that a train section asks for; ``folder`` holds the prepared arrays."""
+    if label.kind == "number":
+        return squared_error
     y = np.load(folder / "arrays" / "train.y.npy", mmap_mode="r", allow_pickle=False)
-    weights = class_weights(y, num_classes) if train.class_weights == "balanced" else None
+    weights = class_weights(y, label.num_outputs) if train.class_weights == "balanced" else None
     if feature.kind == "tokens":
         return tagging(train.label_smoothing, weights, float((y >= 0).sum()) / len(y))
     return cross_entropy(train.label_smoothing, weights)
+
+
+def squared_error(answers: Tensor, target: Tensor) -> Tensor:
+    """Return the loss of a network that says a number: answers [B, 1], targets float [B]."""
+    return nn.functional.mse_loss(answers[:, 0], target)
 
 
 def cross_entropy(smoothing: float, weights: Tensor | None = None) -> Loss:

@@ -1,6 +1,6 @@
 """The small networks.
 
-B batch   T tokens   D embedding   F channels   K classes
+B batch   T tokens   D embedding   F channels or factors   K classes
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from tasks.spec.recipe import Mlp, TextCnn
+from tasks.spec.recipe import Factors, Mlp, TextCnn
+
+FACTORS_DEVIATION = 0.05
 
 
 def mlp(recipe: Mlp, width: int, num_classes: int) -> nn.Module:
@@ -35,3 +37,23 @@ class TextCnnNet(nn.Module):
         x = self.embedding(tokens).transpose(1, 2)  # [B, D, T]
         x = torch.relu(self.conv(x)).amax(dim=2)  # [B, F]
         return self.head(self.dropout(x))
+
+
+class FactorsNet(nn.Module):
+    """mean + bias of the user + bias of the item + the product of their factors (Koren et al. 2009). Code 0, an unknown
+    id, has neither bias nor factors. ``known``: how many users and items there are."""
+
+    def __init__(self, recipe: Factors, known: list[int], mean: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        # The first column is the bias, and begins at 0 as an unknown id's does.
+        self.user, self.item = (nn.Embedding(1 + count, 1 + recipe.width, padding_idx=0) for count in known)
+        with torch.no_grad():
+            for embedding in (self.user, self.item):
+                embedding.weight[1:].normal_(std=FACTORS_DEVIATION)
+                embedding.weight[:, 0] = 0
+
+    def forward(self, ids: Tensor) -> Tensor:  # int64 [B, 2] -> [B, 1]
+        user, item = self.user(ids[:, 0]), self.item(ids[:, 1])  # [B, 1 + F]
+        product = (user[:, 1:] * item[:, 1:]).sum(dim=1, keepdim=True)
+        return self.mean + user[:, :1] + item[:, :1] + product

@@ -2,9 +2,12 @@
 little more than a batch is held.
 
     arrays/<split>.x.npy   encoded inputs, see tasks.spec.feature.encode, in the narrowest type that holds them
-    arrays/<split>.y.npy   int64 [B] class indices; of tagged words [B, T], see tasks.spec.tokens.encode_tags
-    stats.json             table features: mean and standard deviation of each column, of the training split
+    arrays/<split>.y.npy   int64 [B] class indices; of tagged words [B, T], see tasks.spec.tokens.encode_tags; of
+                           numbers float32 [B]
+    stats.json             of the training split: mean and standard deviation of each column of a table, and of the
+                           target where it is a number; how many ids are known
     tokenizer.json         texts, words: a pretrained encoder's own, else a byte-level BPE fitted on the training split
+    ids.json               ids: those of the training split
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.spec.data import Label
 from tasks.spec.errors import BadRequest
-from tasks.spec.feature import Feature, Texts, columns_to_rows, encode
+from tasks.spec.feature import VOCABULARIES, Feature, Texts, columns_to_rows, encode
+from tasks.spec.ids import KnownIds
+from tasks.spec.label import Target
 from tasks.spec.requests import TrainRequest
 from tasks.spec.tokens import encode_tags
 from tasks.store.files import write_json, write_whole
@@ -26,15 +30,15 @@ PREPARED = ("train", "validation")
 PADDING = "[PAD]"
 BATCH_ROWS = 8192
 # Whole numbers are stored narrow and widened by the ranks (``tasks.train.batches``): a quarter of the disk and memory.
-STORED = {"image": "uint8", "text": "int32", "tokens": "int32", "table": "float32"}
+STORED = {"image": "uint8", "text": "int32", "tokens": "int32", "table": "float32", "ids": "int32"}
 
 
 def prepare(data: Path, request: TrainRequest, out: Path) -> None:
     """Write the training arrays of ``data`` (a Parquet file) into ``out``.
 
     Raises:
-        BadRequest: a split has no rows, or fewer than there are ranks; a label that is no class; an encoder that
-            can't be used.
+        BadRequest: a split has no rows, or fewer than there are ranks; a label that is no class, or a number out of
+            its range; fewer than two users or items; an encoder that can't be used.
     """
     feature = request.feature
     (out / "arrays").mkdir(parents=True, exist_ok=True)
@@ -47,10 +51,15 @@ def prepare(data: Path, request: TrainRequest, out: Path) -> None:
             f"{data.name}: the train split has {counts['train']} rows, fewer than train.nodes x train.ranks = "
             f"{request.train.world_size}"
         )
-    tokenizer = _tokenizer(data, request, out) if feature.holds == "texts" else None
-    _write_arrays(data, request, out / "arrays", counts, tokenizer)
-    if feature.kind == "table":
-        write_json(out / "stats.json", _stats(out / "arrays" / "train.x.npy"))
+    vocabulary = _vocabulary(data, request, out)
+    _write_arrays(data, request, out / "arrays", counts, vocabulary)
+    stats: dict[str, Any] = _stats(out / "arrays" / "train.x.npy") if feature.kind == "table" else {}
+    if request.label.kind == "number":
+        stats["target"] = {name: part[0] for name, part in _stats(out / "arrays" / "train.y.npy").items()}
+    if feature.kind == "ids":
+        stats["known"] = list(map(len, vocabulary.columns))
+    if stats:
+        write_json(out / "stats.json", stats)
 
 
 def rows_by_split(data: Path) -> dict[str, int]:
@@ -72,7 +81,8 @@ def _write_arrays(data: Path, request: TrainRequest, out: Path, counts: dict[str
     opened, done = {}, dict.fromkeys(PREPARED, 0)
     for split in PREPARED:
         tags = feature.shape if feature.kind == "tokens" else ()
-        shapes = {"x": (stored, (counts[split], *feature.shape)), "y": ("int64", (counts[split], *tags))}
+        target = "float32" if request.label.kind == "number" else "int64"
+        shapes = {"x": (stored, (counts[split], *feature.shape)), "y": (target, (counts[split], *tags))}
         for part, (dtype, shape) in shapes.items():
             path = out / f"{split}.{part}.npy"
             opened[split, part] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
@@ -85,12 +95,12 @@ def _write_arrays(data: Path, request: TrainRequest, out: Path, counts: dict[str
         array.flush()
 
 
-def batches(data: Path, feature: Feature, label: Label, splits: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (split, rows as ``encode`` takes them, class indices int64 [B]), a few thousand rows at a time. Of tagged
-    words the indices are a list of one array for each row.
+def batches(data: Path, feature: Feature, label: Target, splits: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (split, rows as ``encode`` takes them, class indices int64 [B], or numbers float32 [B]), a few thousand
+    rows at a time. Of tagged words the indices are a list of one array for each row.
 
     Raises:
-        BadRequest: a label that is no class.
+        BadRequest: a label that is no class, or a number out of its range.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -102,19 +112,27 @@ def batches(data: Path, feature: Feature, label: Label, splits: tuple[str, ...])
         for split in splits:
             here = table.filter(pc.equal(table.column("split"), split))
             if here.num_rows:
-                yield split, columns_to_rows(here, feature), _indices(here, feature, label, data)
+                yield split, columns_to_rows(here, feature), _targets(here, feature, label, data)
 
 
-def read_split(data: Path, feature: Feature, label: Label, split: str) -> tuple[Any, Any]:
+def read_split(data: Path, feature: Feature, label: Target, split: str) -> tuple[Any, Any]:
     """Return one split's rows as ``encode`` takes them, and its class indices, as ``batches`` does."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(data, columns=[*feature.columns, "label"], filters=[("split", "==", split)])
-    return columns_to_rows(table, feature), _indices(table, feature, label, data)
+    return columns_to_rows(table, feature), _targets(table, feature, label, data)
 
 
-def _indices(table: Any, feature: Feature, label: Label, data: Path) -> Any:
+def _targets(table: Any, feature: Feature, label: Target, data: Path) -> Any:
     import numpy as np
+
+    if label.kind == "number":
+        found = table.column("label").to_numpy().astype(np.float64)
+        # Written so that NaN fails it.
+        if (wrong := np.flatnonzero(~((found >= label.min) & (found <= label.max)))).size:
+            allowed = f"must be from {label.min:g} to {label.max:g}"
+            raise BadRequest(f"{data.name}: {label.column} = {found[wrong[0]]:g}, {allowed}; see data.label")
+        return found.astype(np.float32)
 
     index = {name: number for number, name in enumerate(label.names)}
     labels = table.column("label").to_pylist()
@@ -125,18 +143,33 @@ def _indices(table: Any, feature: Feature, label: Label, data: Path) -> Any:
     return found if feature.kind == "tokens" else found[0]
 
 
+def _vocabulary(data: Path, request: TrainRequest, out: Path) -> Any:
+    """Return the tokenizer, or the known ids, and write them as the package will carry them; None: there are none."""
+    holds = request.feature.holds
+    if holds not in VOCABULARIES:
+        return None
+    found = _known_ids(data, request) if holds == "ids" else _tokenizer(data, request, out)
+    write_whole(out / VOCABULARIES[holds], found.to_str())
+    return found
+
+
+def _known_ids(data: Path, request: TrainRequest) -> KnownIds:
+    of_train = batches(data, request.feature, request.label, ("train",))
+    known = KnownIds.of_rows(row for _, rows, _ in of_train for row in rows)
+    for name, column in zip(request.feature.columns, known.columns, strict=True):
+        if len(column) < 2:
+            raise BadRequest(f"{data.name}: the train split has {len(column)} {name}, must be 2 or more")
+    return known
+
+
 def _tokenizer(data: Path, request: TrainRequest, out: Path) -> Any:
-    """Return the tokenizer, and write it as the package will carry it."""
     if request.train.recipe.kind == "pretrained":
         from tasks.train.brought import tokenizer_of
 
-        tokenizer = tokenizer_of(out, request.feature)
-    else:
-        of_train = batches(data, request.feature, request.label, ("train",))
-        texts = (row if isinstance(row, str) else " ".join(row) for _, rows, _ in of_train for row in rows)
-        tokenizer = fit_tokenizer(request.feature, texts)
-    write_whole(out / "tokenizer.json", tokenizer.to_str())
-    return tokenizer
+        return tokenizer_of(out, request.feature)
+    of_train = batches(data, request.feature, request.label, ("train",))
+    texts = (row if isinstance(row, str) else " ".join(row) for _, rows, _ in of_train for row in rows)
+    return fit_tokenizer(request.feature, texts)
 
 
 def fit_tokenizer(feature: Texts, texts: Any) -> Any:
@@ -164,6 +197,7 @@ def _stats(path: Path) -> dict[str, list[float]]:
     import numpy as np
 
     x = np.load(path, mmap_mode="r", allow_pickle=False)
+    x = x if x.ndim == 2 else x[:, None]
     parts = [slice(start, start + BATCH_ROWS) for start in range(0, len(x), BATCH_ROWS)]
     count = np.maximum(sum((~np.isnan(x[part])).sum(axis=0) for part in parts), 1)
     # A column without any value has mean and deviation 0.
@@ -174,6 +208,6 @@ def _stats(path: Path) -> dict[str, list[float]]:
     return {"mean": mean.tolist(), "deviation": np.where(deviation < 1e-9, 1.0, deviation).tolist()}
 
 
-def load_stats(folder: Path) -> dict[str, list[float]] | None:
+def load_stats(folder: Path) -> dict[str, Any] | None:
     path = folder / "stats.json"
     return json.loads(path.read_text()) if path.exists() else None

@@ -1,6 +1,6 @@
 """What every rank runs: ``work(FOLDER)``, forked from the node's launcher (``tasks.train.gang``).
 
-FOLDER holds ``train.json`` (feature, classes, the train section), ``arrays/`` and, after a
+FOLDER holds ``train.json`` (feature, label, the train section), ``arrays/`` and, after a
 restart, ``checkpoints/``. Rank 0 writes ``history.jsonl`` (a line an epoch), ``progress.jsonl`` (within long ones),
 ``checkpoints/`` and at the end ``weights.safetensors`` and ``done.json``. Only the newest attempt writes
 (``tasks.train.fence``).

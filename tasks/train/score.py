@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tasks.spec.entities import f1, kinds_of, matched
 from tasks.spec.feature import Feature
+from tasks.spec.label import Target
 
 
 class Score(Protocol):
@@ -22,8 +23,10 @@ class Score(Protocol):
         """Return the metrics of all counts together."""
 
 
-def score_of(feature: Feature, classes: tuple[str, ...]) -> Score:
-    return Tags(classes) if feature.kind == "tokens" else Rows()
+def score_of(feature: Feature, label: Target) -> Score:
+    if label.kind == "number":
+        return Numbers()
+    return Tags(label.names) if feature.kind == "tokens" else Rows()
 
 
 class Rows:
@@ -36,6 +39,18 @@ class Rows:
     def metrics(self, counts: list[float]) -> dict[str, float]:
         right, rows = counts
         return {"accuracy": right / rows}
+
+
+class Numbers:
+    """Root of the mean squared error, and mean absolute error, of numbers: answers [B, 1], targets float [B]."""
+
+    def counts(self, logits: Tensor, target: Tensor) -> Tensor:
+        error = (logits[:, 0] - target).double()
+        return torch.stack([error.square().sum(), error.abs().sum(), torch.full_like(error[0], len(target))])
+
+    def metrics(self, counts: list[float]) -> dict[str, float]:
+        squares, absolute, rows = counts
+        return {"rmse": (squares / rows) ** 0.5, "mae": absolute / rows}
 
 
 class Tags:

@@ -52,6 +52,7 @@ class Trainer:
         from pydantic import TypeAdapter
 
         from tasks.spec.feature import Feature
+        from tasks.spec.label import Target
 
         job = json.loads((folder / "train.json").read_text())
         self.folder, self.fence = folder, Fence(folder, own_attempt())
@@ -63,7 +64,8 @@ class Trainer:
         torch.use_deterministic_algorithms(self.train.deterministic, warn_only=True)
         self.device = torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         feature = TypeAdapter(Feature).validate_python(job["feature"])
-        task = task_of(self.train, feature, tuple(job["classes"]), load_stats(folder), folder)
+        label = TypeAdapter(Target).validate_python(job["label"])
+        task = task_of(self.train, feature, label, load_stats(folder), folder)
         self.task: Task = task._replace(network=task.network.to(self.device))
         self.data = {name: open_split(folder / "arrays", name) for name in ("train", "validation")}
         self.loader = Loader(self.device, trim=getattr(task.network, "any_width", False))

@@ -13,9 +13,10 @@ from tasks.data.clean import clean
 from tasks.data.ingest import ingest, resolve
 from tasks.data.labels import validate_labels
 from tasks.spec.clean import Allowed
-from tasks.spec.data import Data, Label, Split
+from tasks.spec.data import Data, Split
 from tasks.spec.errors import BadRequest
 from tasks.spec.feature import TextFeature
+from tasks.spec.label import Label
 from tasks.spec.requests import CleanRequest, IngestRequest, ValidateLabelsRequest
 from tasks.spec.source import FilesSource
 from tasks.spec.validation import LabelRules

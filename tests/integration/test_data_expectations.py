@@ -17,9 +17,10 @@ from tasks.data import scalars
 from tasks.data.expectations import suites_sha256, validate_data
 from tasks.data.revisions import last_accepted
 from tasks.data.version import version
-from tasks.spec.data import Label, Split
+from tasks.spec.data import Split
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
+from tasks.spec.label import Label
 from tasks.spec.privacy import Anonymity
 from tasks.spec.requests import ValidateDataRequest, VersionRequest
 from tasks.spec.validation import Expectations, Newest

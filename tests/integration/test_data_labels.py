@@ -18,8 +18,9 @@ from tasks.data.corrections import correct, merge, read
 from tasks.data.ingest import ingest, resolve
 from tasks.data.labels import validate_labels
 from tasks.spec.clean import DropDuplicates
-from tasks.spec.data import Label, Split
+from tasks.spec.data import Split
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
+from tasks.spec.label import Label
 from tasks.spec.requests import CleanRequest, IngestRequest, ValidateLabelsRequest
 from tasks.spec.source import BundledSource, FilesSource
 from tasks.spec.validation import LabelRules

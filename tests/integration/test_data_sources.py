@@ -19,9 +19,9 @@ import pytest
 from ports import free_port
 
 from tasks.data.ingest import ingest, resolve
-from tasks.spec.data import Label
 from tasks.spec.errors import BadRequest, IntegrityLost, TryAgain
 from tasks.spec.feature import TableFeature, TextFeature
+from tasks.spec.label import Label
 from tasks.spec.requests import IngestRequest
 from tasks.spec.source import S3Source, SqlSource
 

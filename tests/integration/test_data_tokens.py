@@ -19,9 +19,10 @@ from tasks.data.labels import validate_labels
 from tasks.data.revisions import show
 from tasks.data.version import version
 from tasks.spec.clean import Allowed, DropDuplicates
-from tasks.spec.data import Label, Split
+from tasks.spec.data import Split
 from tasks.spec.errors import BadRequest
 from tasks.spec.feature import TokensFeature, columns_to_rows, encode
+from tasks.spec.label import Label
 from tasks.spec.requests import (
     CleanRequest,
     IngestRequest,

@@ -16,9 +16,10 @@ from tasks.data.clean import clean
 from tasks.data.divide import positions
 from tasks.data.table import row_digests
 from tasks.spec import clean as rules
-from tasks.spec.data import Label, Split
+from tasks.spec.data import Split
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
+from tasks.spec.label import Label
 from tasks.spec.requests import CleanRequest
 from tasks.spec.value import RoomRef
 from tasks.store.manifest import write_manifest

@@ -17,9 +17,9 @@ from tasks.data.patches import patch_features
 from tasks.data.picture import data_uri
 from tasks.data.ridge import left_out_probabilities
 from tasks.data.table import row_digests
-from tasks.spec.data import Label
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
+from tasks.spec.label import Label
 
 pytestmark = pytest.mark.timeout(60)
 TEXT, LABEL = TextFeature(kind="text"), Label(classes=("x", "y"))

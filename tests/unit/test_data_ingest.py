@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.data.ingest import ingest, resolve
-from tasks.spec.data import Label
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
+from tasks.spec.label import Label
 from tasks.spec.requests import IngestRequest
 from tasks.spec.source import BundledSource, FilesSource
 

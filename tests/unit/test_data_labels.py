@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.data.labels import Found, conflicting, leaked, measurements, rules
+from tasks.data.labels import Found, measurements, rules
 from tasks.data.noise import Noise, audit, wilson
+from tasks.data.twins import conflicting, leaked
 from tasks.gate.judge import judge
 from tasks.spec.feature import TableFeature
 from tasks.spec.rules import Evidence

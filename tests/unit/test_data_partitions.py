@@ -11,9 +11,9 @@ from tasks.data import ingest as room
 from tasks.data import partitions
 from tasks.data.ingest import ingest, resolve
 from tasks.data.partitions import Partitions
-from tasks.spec.data import Label
 from tasks.spec.errors import BadRequest
 from tasks.spec.feature import TextFeature
+from tasks.spec.label import Label
 from tasks.spec.privacy import Privacy
 from tasks.spec.requests import IngestRequest
 from tasks.spec.source import FilesSource

@@ -11,9 +11,10 @@ import pytest
 from tasks.data.ingest import ingest, resolve
 from tasks.data.personal import find, is_iban, is_resident_id, luhn
 from tasks.data.privacy import key_id
-from tasks.spec.data import Data, Label
+from tasks.spec.data import Data
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.feature import TableFeature, TextFeature, TokensFeature
+from tasks.spec.label import Label
 from tasks.spec.privacy import KINDS, WATCH, Privacy
 from tasks.spec.requests import IngestRequest
 from tasks.spec.source import FilesSource

@@ -17,9 +17,10 @@ from tasks.data.clean import clean
 from tasks.data.engine import SCRATCH
 from tasks.data.minhash import bands, similarity
 from tasks.spec.clean import CleanRule
-from tasks.spec.data import Data, Label, Split
+from tasks.spec.data import Data, Split
 from tasks.spec.errors import BadRequest
 from tasks.spec.feature import TableFeature, TextFeature
+from tasks.spec.label import Label
 from tasks.spec.requests import CleanRequest
 from tasks.spec.value import RoomRef
 from tasks.store.manifest import write_manifest

@@ -12,9 +12,9 @@ import pytest
 
 from tasks.data.ingest import ingest, resolve
 from tasks.data.tags import write_tag
-from tasks.spec.data import Label
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.feature import TextFeature, TokensFeature
+from tasks.spec.label import Label
 from tasks.spec.requests import IngestRequest
 from tasks.spec.source import HuggingFaceSource, RevisionSource
 from tasks.spec.value import Value

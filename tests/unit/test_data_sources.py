@@ -23,9 +23,9 @@ from PIL import Image
 from tasks.data.encoding import as_utf8, detect
 from tasks.data.ingest import ingest, resolve
 from tasks.data.rejects import Rejects
-from tasks.spec.data import Label
 from tasks.spec.errors import BadRequest, IntegrityLost, TryAgain
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
+from tasks.spec.label import Label
 from tasks.spec.requests import IngestRequest
 from tasks.spec.source import (
     ArraysSource,

@@ -12,9 +12,10 @@ import pytest
 from tasks.data.augment import augmented
 from tasks.data.clean import clean
 from tasks.spec.augment import Augment
-from tasks.spec.data import Data, Label, Split
+from tasks.spec.data import Data, Split
 from tasks.spec.errors import BadRequest
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
+from tasks.spec.label import Label
 from tasks.spec.requests import CleanRequest
 from tasks.spec.value import RoomRef
 from tasks.store.manifest import write_manifest

@@ -12,10 +12,10 @@ from tasks.evaluate.metrics import measure
 from tasks.evaluate.robust import PERTURBATIONS
 from tasks.evaluate.slices import gaps
 from tasks.evaluate.tagged import TagAnswers
-from tasks.spec.data import Label
 from tasks.spec.errors import DrydockError
 from tasks.spec.evaluate import Evaluate, Slice
 from tasks.spec.feature import TableFeature, TokensFeature
+from tasks.spec.label import Label
 from tasks.spec.metrics import METRICS, PERTURBED, declared, slices_of, wrong_with
 from tasks.spec.rules import PAIRED, Measurement, Rule
 

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.serve.onnx_file import refuse_external_data
-from tasks.serve.package import Golden, Package, Signature, open_package
+from tasks.serve.package import Package, open_package
+from tasks.serve.signature import Golden, Signature
 from tasks.spec.errors import BadRequest, DrydockError, IntegrityLost
 from tasks.store.manifest import write_manifest
 from tasks.store.sign import make_key, sign_folder

@@ -9,6 +9,7 @@ from tasks.evaluate.tagged import TagAnswers
 from tasks.spec.entities import entities, f1, kinds_of, matched
 from tasks.spec.errors import BadRequest
 from tasks.spec.feature import TokensFeature, encode
+from tasks.spec.label import Label
 from tasks.spec.tokens import ask_words
 
 NAMES = ("O", "B-PER", "I-PER", "B-MISC", "I-MISC")
@@ -76,13 +77,13 @@ def test_late_labels_of_served_tags(tmp_path):
     assert found["accuracy", "overall"].value == 0.75, "the last two have other tags than the model"
     assert found["entity_f1", "overall"].value == found["f1", "class:PER"].value == f1(1, 2, 1)
     assert measure_tagged(served[2:], NAMES) == ()
-    path = tmp_path / "later.csv"
+    path, tags = tmp_path / "later.csv", Label(classes=NAMES)
     path.write_text("passport,label\na.1,B-PER  O\n")
-    assert _read(path, NAMES, True) == {("a.1", 0): "B-PER  O"}
+    assert _read(path, tags, True) == {("a.1", 0): "B-PER  O"}
     for label in ("B-PER B-LOC", "''"):
         path.write_text(f"passport,label\na.1,{label}\n")
         with pytest.raises(BadRequest, match="is no class"):
-            _read(path, NAMES, True)
+            _read(path, tags, True)
 
 
 class Letters:

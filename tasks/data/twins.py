@@ -1,0 +1,30 @@
+"""Rows that are equal in features: under different labels, or on both sides of a split.
+
+    B rows
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def conflicting(digests: np.ndarray, labels: list[str | None]) -> np.ndarray:
+    """Return which rows have a twin, equal in features, under another label: bool [B]."""
+    import numpy as np
+
+    _, group = np.unique(digests, return_inverse=True)
+    _, code = np.unique(np.array([label or "" for label in labels], dtype=str), return_inverse=True)
+    pairs = np.unique(np.stack([group, code], axis=1), axis=0)
+    labels_of_group = np.bincount(pairs[:, 0], minlength=group.max(initial=-1) + 1)
+    return labels_of_group[group] > 1
+
+
+def leaked(digests: np.ndarray, splits: np.ndarray) -> np.ndarray:
+    """Return which holdout rows are, by their features, in train or validation too: bool [B]."""
+    import numpy as np
+
+    holdout = splits == "holdout"
+    return holdout & np.isin(digests, digests[~holdout])
