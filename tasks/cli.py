@@ -71,9 +71,9 @@ def test(arguments: tuple[str, ...]) -> NoReturn:
 @click.argument("name")
 @click.option(
     "--feature",
-    type=click.Choice(["table", "image", "text", "tokens"]),
+    type=click.Choice(["table", "image", "text", "tokens", "ids"]),
     default="table",
-    help="what the model reads; tokens: words, to be tagged each",
+    help="what the model reads; tokens: words, to be tagged each; ids: a user and an item, to be rated",
 )
 @click.option("--own-model", is_flag=True, help="bring your own network in model.py")
 def new(name: str, feature: str, own_model: bool) -> None:

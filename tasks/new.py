@@ -17,14 +17,29 @@ FEATURES = {
     "image": "{kind: image, column: pixels, height: 28, width: 28}",
     "text": "{kind: text, column: text, max_tokens: 64, vocabulary: 4000}",
     "tokens": "{kind: tokens, column: tokens, max_tokens: 128, vocabulary: 8000}",
+    "ids": "{kind: ids, user: user, item: item}",
 }
 RECIPES = {
     "table": "{kind: mlp, hidden: [64, 32]}",
     "image": "{kind: mlp, hidden: [256, 128]}",
     "text": "{kind: text-cnn}",
     "tokens": "{kind: transformer}",
+    "ids": "{kind: factors, width: 16}\n  optimiser: {learning_rate: 0.005, weight_decay: 0.0003}\n  batch_size: 1024",
 }
-TAGS = "{column: label, classes: [O, B-person, I-person, B-location, I-location]}"   # for each word one
+LABELS = {
+    "tokens": "{column: label, classes: [O, B-person, I-person, B-location, I-location]}",  # for each word one
+    "ids": "{kind: number, column: rating, min: 1, max: 5}",
+}
+CLASSES = '{column: label, classes: ["no", "yes"]}'
+CHECKS = {"ids": "{rule: range, column: rating, min: 1, max: 5}"}
+RULES = {
+    "tokens": (
+        "{metric: entity_f1, min: 0.4, min_samples: 50}",
+        "{metric: entity_f1, against: champion, max_drop: 0.01}",
+    ),
+    "ids": ("{metric: rmse, max: 1, min_samples: 50}", "{metric: rmse, against: champion, max_rise: 0.01}"),
+}
+SCORED = ("{metric: accuracy, min: 0.8, min_samples: 50}", "{metric: accuracy, against: champion, max_drop: 0.01}")
 OWN = '{kind: "model.py", options: {hidden: 64}}'
 TEMPLATE = """\
 # What to build. Every other section has defaults: `./drydock validate {name}` prints the effective file.
@@ -36,8 +51,8 @@ data:
   feature: {feature}
   label: {label}
   clean:
-    - {{rule: drop_missing, column: label}}
-    - {{rule: allowed_labels}}
+    - {{rule: drop_missing, column: {column}}}
+    - {check}
     - {{rule: drop_duplicates}}
 
 train:
@@ -46,8 +61,8 @@ train:
 
 gate:
   rules:
-    - {{metric: {metric}, min: {least}, min_samples: 50}}
-    - {{metric: {metric}, against: champion, max_drop: 0.01}}
+    - {rules[0]}
+    - {rules[1]}
 
 review: {{required: true}}
 """
@@ -100,20 +115,26 @@ def new_workload(site: Site, name: str, feature: str, own_model: bool) -> Path:
     """Make ``workloads/NAME`` whole, or not at all; return its workload.yaml.
 
     Raises:
-        BadRequest: a name that a workload may not have, or one that is there already.
+        BadRequest: a name that a workload may not have, or one that is there already; a network of one's own for ids.
     """
     folder = site.workload_folder(name)
     if not NAME.fullmatch(name):
         raise BadRequest(f"name {name!r}: must be lower-case letters, digits and hyphens, beginning with a letter")
     if folder.exists():
         raise BadRequest(f"{folder}: is there already; choose another name")
+    if own_model and feature == "ids":
+        raise BadRequest("--own-model: must be left out with --feature ids, which the recipe factors reads")
     recipe = OWN if own_model else RECIPES[feature]
     working = folder.with_name(f".{name}.new")
     shutil.rmtree(working, ignore_errors=True)
-    tagged = feature == "tokens"
-    label = TAGS if tagged else '{column: label, classes: ["no", "yes"]}'
-    metric, least = ("entity_f1", 0.4) if tagged else ("accuracy", 0.8)
-    facts = {"feature": FEATURES[feature], "label": label, "recipe": recipe, "metric": metric, "least": least}
+    facts = {
+        "feature": FEATURES[feature],
+        "label": LABELS.get(feature, CLASSES),
+        "column": "rating" if feature == "ids" else "label",
+        "check": CHECKS.get(feature, "{rule: allowed_labels}"),
+        "recipe": recipe,
+        "rules": RULES.get(feature, SCORED),
+    }
     text = TEMPLATE.format(name=name, **facts)
     write_whole(working / "workload.yaml", text)
     if own_model:

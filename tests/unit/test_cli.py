@@ -109,7 +109,7 @@ def test_validate_prints_the_effective_file(drydock: Command) -> None:
     assert effective["train"]["recipe"]["hidden"] == [128, 64]
 
 
-KINDS = [("--feature", kind) for kind in ("text", "image", "tokens")]
+KINDS = [("--feature", kind) for kind in ("text", "image", "tokens", "ids")]
 
 
 @pytest.mark.parametrize("options", [(), *KINDS, ("--own-model",)])

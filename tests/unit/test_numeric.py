@@ -21,6 +21,7 @@ from tasks.spec.workload import Workload
 pytestmark = pytest.mark.timeout(30)
 LABEL = NumberLabel(kind="number", column="rating", min=0.5, max=5)
 IDS = IdsFeature(kind="ids", user="userId", item="movieId")
+FILES = {"name": "r.csv", "bytes": 1, "sha256": "0" * 64}
 FILE = """
 name: films
 data:
@@ -181,3 +182,24 @@ def test_late_truth_of_numbers_is_measured_and_held_to_the_range():
     assert _wrong("4.5", LABEL, False) is None
     for odd in ("6", "nan", "good"):
         assert _wrong(odd, LABEL, False) == f"'{odd}' must be a number from 0.5 to 5"
+
+
+def test_a_rating_that_is_no_number_is_told_by_file_column_and_row():
+    import pyarrow as pa
+
+    from tasks.data.columns import schema_of, typed
+    from tasks.data.convert import Place
+    from tasks.spec.requests import IngestRequest
+
+    request = {"workload": "films", "source": {"kind": "files", "path": "r.csv"}, "files": [FILES]}
+    request |= {"feature": IDS.model_dump(mode="json"), "label": LABEL.model_dump(mode="json")}
+    asked = IngestRequest.parse(request, "ingest")
+    columns = {"userId": pa.array([1, 2], pa.int32()), "movieId": ["x", "y"], "rating": ["4.5", "good"]}
+    batch = pa.RecordBatch.from_pydict(columns)
+    with pytest.raises(BadRequest, match=r"rating.*good.*must be a number"):
+        typed(asked, batch, schema_of(asked), Place("r.csv", 0))
+    fine = pa.RecordBatch.from_pydict(columns | {"rating": ["4.5", " 3 "]})
+    assert typed(asked, fine, schema_of(asked), Place("r.csv", 0)).to_pylist() == [
+        {"userId": "1", "movieId": "x", "rating": 4.5},
+        {"userId": "2", "movieId": "y", "rating": 3.0},
+    ]
