@@ -16,6 +16,7 @@ from tasks.spec.data import Data
 from tasks.spec.errors import BadRequest
 from tasks.spec.evaluate import Evaluate
 from tasks.spec.metrics import wrong_with
+from tasks.spec.parallel import DIVIDING, check_divides
 from tasks.spec.recipe import GIVE_NUMBERS, READS
 from tasks.spec.review import Review
 from tasks.spec.rules import Gate
@@ -170,6 +171,16 @@ class Workload(Value):
                     f"compress.variants.{place}.of = {variant.of!r}, must be units: train.recipe.kind = {recipe!r} "
                     f"has no {variant.of}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _students_are_divided_as_their_teacher(self) -> Workload:
+        for place, variant in enumerate(self.compress.variants):
+            if isinstance(variant, Distilled) and self.train.parallel in DIVIDING:
+                try:
+                    check_divides(self.train.parallel, variant.student, self.train.world_size)
+                except ValueError as error:
+                    raise ValueError(f"compress.variants.{place}.student, trained as train says: {error}") from None
         return self
 
     @model_validator(mode="after")

@@ -154,3 +154,15 @@ def test_what_ranks_can_not_divide_is_told_where_it_is_read(recipe, more, words)
     with pytest.raises(BadRequest) as caught:
         Train.parse(asked, "the test's workload")
     assert words in str(caught.value)
+
+
+def test_an_encoder_from_a_folder_that_ranks_can_not_divide_is_one_line():
+    from tasks.train.encoder import Encoder, Sizes
+    from tasks.train.stages import EncoderStage
+    from tasks.train.tensor import divide_heads
+
+    encoder = Encoder(Sizes(vocabulary=30, positions=8, width=16, heads=2, layers=2, inner=32), 2, 0.0)
+    with pytest.raises(BadRequest, match="the encoder has 2 attention heads, must be a multiple of nodes x ranks = 3"):
+        divide_heads(encoder, 3)
+    with pytest.raises(BadRequest, match="the encoder has 2 layers, must have at least nodes x ranks = 3"):
+        EncoderStage(encoder, 0, 3, half=False)

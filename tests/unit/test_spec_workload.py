@@ -89,6 +89,12 @@ def test_a_folder_that_a_killed_command_left_is_no_workload(tmp_path):
         ("{kind: mlp}", "{kind: mlp}\n  ranks: true", ["train.ranks = true", "integer"]),
         ("{kind: mlp}", "{kind: mlp}\n  batch_size: 0", ["train.batch_size = 0", "greater than or equal to 1"]),
         ("{kind: mlp}", "{kind: mlp}\n  batch_size: 65", ["batch_size = 65", "nodes x ranks x accumulate = 2"]),
+        (
+            "train:\n  recipe: {kind: mlp}",
+            "compress: {variants: [{kind: distilled, student: {kind: mlp}}]}\ntrain:\n  parallel: tensor\n"
+            "  recipe: {kind: mlp, dropout: 0}",
+            ["compress.variants.0.student, trained as train says: recipe.dropout = 0.2, must be 0"],
+        ),
         ("{kind: mlp}", "{kind: mpl}", ["train.recipe", "mlp", "text-cnn", "model.py"]),
         *(
             ("{kind: mlp}", f"{{kind: mlp{recipe}}}\n  parallel: tensor{more}", words)
