@@ -186,11 +186,12 @@ class EncoderStage(Stage):
 
 
 class DenseStage(Stage):
-    """Some dense layers of a multi-layer perceptron with what follows each; the first stage scales the rows."""
+    """Some dense layers of a multi-layer perceptron with what follows each; the first stage scales the rows, the last
+    one a number that is learnt."""
 
     def __init__(self, network: nn.Module, rank: int, world: int, half: bool) -> None:
         super().__init__(network, rank, world, half)
-        body: Any = self.network[1]
+        body = self.dense()
         starts = [number for number, module in enumerate(body) if isinstance(module, nn.Linear)]
         shares = [share_of(len(starts), other, world) for other in range(world)]
         # What each stage gives: the last one logits.
@@ -201,8 +202,14 @@ class DenseStage(Stage):
         for number in set(range(len(body))) - set(range(begin, end)):
             body[number] = nn.Identity()
 
+    def dense(self) -> Any:
+        """Return the dense layers and what lies between them."""
+        body = self.network[1]
+        return body[0] if isinstance(body[0], nn.Sequential) else body
+
     def through(self, x: Tensor, rows: Tensor) -> Tensor:
-        return self.network(x) if self.first else self.network[1](x)
+        x = self.dense()(self.network[0](x) if self.first else x)
+        return self.network[1][1](x) if self.last and self.dense() is not self.network[1] else x
 
     def takes(self, rows: Tensor) -> tuple[int, ...]:
         return (len(rows), self.widths[self.rank - 1])

@@ -166,3 +166,35 @@ def test_an_encoder_from_a_folder_that_ranks_can_not_divide_is_one_line():
         divide_heads(encoder, 3)
     with pytest.raises(BadRequest, match="the encoder has 2 layers, must have at least nodes x ranks = 3"):
         EncoderStage(encoder, 0, 3, half=False)
+
+
+@pytest.mark.parametrize("kind", ["classes", "number", "text", "tokens"])
+def test_stages_one_after_another_answer_as_the_whole_network(kind, tmp_path):
+    import copy
+
+    import torch
+    from pydantic import TypeAdapter
+
+    from tasks.spec.feature import Feature
+    from tasks.train.recipes import build
+    from tasks.train.stages import DenseStage, EncoderStage
+
+    stats = {"mean": [1.0, 2.0], "deviation": [3.0, 4.0]}
+    stats |= {"target": {"mean": 50.0, "deviation": 9.0}} if kind == "number" else {}
+    texts = kind in ("text", "tokens")
+    recipe = ENCODER | {"layers": 4} if texts else {"kind": "mlp", "hidden": [8, 7], "dropout": 0.0}
+    feature = {"kind": kind, "max_tokens": 12, "vocabulary": 300} if texts else {"kind": "table", "columns": ["a", "b"]}
+    train = Train.parse({"recipe": recipe}, "the test's workload")
+    read = TypeAdapter(Feature).validate_python(feature)
+    whole = build(train.recipe, read, 1 if kind == "number" else 3, None if texts else stats, tmp_path)
+    rows = torch.randint(0, 300, (6, 9)) if texts else torch.randn(6, 2)
+    found, names = rows, set()
+    for rank in range(3):
+        stage = (EncoderStage if texts else DenseStage)(copy.deepcopy(whole), rank, 3, half=False)
+        assert rank == 0 or stage.takes(rows) == tuple(found.shape)
+        found = stage(found, rows=rows)
+        assert stage.gives(rows) == tuple(found.shape)
+        names |= set(stage.network.state_dict())
+    assert torch.equal(found, whole(rows))
+    assert stage.logits(rows) == tuple(found.shape)
+    assert names == set(whole.state_dict())
