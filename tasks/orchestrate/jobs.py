@@ -85,6 +85,11 @@ def outcome(step: str, request: Value, status: JobStatus, site: Site) -> Value:
     if status.state is JobState.MISSING:
         raise TryAgain(f"{step}: its job is gone (the supervisor was restarted); it starts again")
     folder = Path(job_for(step, request, site).folder)
+    if status.exit_code == 0:
+        raise TryAgain(
+            f"{step}: its job ended well, but with other code than this process has, so its result is not the one "
+            "asked for: the sources changed, or the images are of different trees (images/build makes them all)"
+        )
     raise failure(folder, status) or TryAgain(f"{step}: its job ended with exit code {status.exit_code}; see its log")
 
 

@@ -29,7 +29,7 @@ from tasks.spec.settings import resolve
 pytestmark = pytest.mark.timeout(1800)
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("DRYDOCK_TEST_DATA") or ROOT.parent / "shared" / "data")
-IMAGES = ("airflow", "server", "trainer", "envoy", "postgres", "prometheus", "seaweedfs")
+IMAGES = ("airflow", "server", "trainer", "envoy", "postgres", "prometheus", "seaweedfs", "valkey")
 PORTS = ("AIRFLOW", "MLFLOW", "GATEWAY", "PROMETHEUS")
 sys.path.append(str(ROOT / "images"))
 import cis  # noqa: E402
@@ -253,6 +253,14 @@ def test_a_run_that_is_cancelled_in_airflow_leaves_no_container(stack):
     assert "gang" not in docker("volume", "ls", "--quiet", "--filter=label=drydock.site")
 
 
+def test_the_stack_goes_on_with_celery(stack):
+    """A worker beside the scheduler takes the tasks from now on; what was live stays so."""
+    stack.environment |= {"DRYDOCK_EXECUTOR": "CeleryExecutor", "COMPOSE_PROFILES": "celery"}
+    stack.compose("up", "--detach")
+    stack.await_healthy()
+    assert stack.predict("digits", [0.0] * 64).status_code == 200
+
+
 def test_mnist_waits_for_a_person_and_goes_live(stack):
     source = DATA / "mnist" / "train.parquet"
     if not source.is_file():
@@ -261,6 +269,12 @@ def test_mnist_waits_for_a_person_and_goes_live(stack):
 
     shutil.copyfile(source, stack.workloads / "mnist" / "data.parquet")
     release = stack.retrain("mnist", {"max_epochs": 6})
+    worker = next(one for one in stack.containers() if cis.service(one) == "airflow-worker")
+    (run,) = stack.api.runs("retrain_mnist")
+    tasks = stack.api.tasks("retrain_mnist", run["dag_run_id"])
+    assert {task["hostname"] for task in tasks if task["hostname"]} == {worker["Config"]["Hostname"]}
+    train = next(task for task in tasks if task["task_id"] == "train")
+    assert "epoch 6:" in stack.api.task_log("retrain_mnist", run["dag_run_id"], train)
     until = time.monotonic() + 60
     while not (waiting := stack.api.waiting_reviews()):
         assert time.monotonic() < until, "nothing waits for a review"
@@ -278,5 +292,5 @@ def test_mnist_waits_for_a_person_and_goes_live(stack):
 def test_every_container_keeps_the_cis_rules(stack):
     """4.1 and section 5 over all that ran: the services, and each step, gang and replica."""
     kinds = {cis.service(one) for one in stack.seen.values()}
-    assert {"jobs", "jobs-own", "gateway", "mlflow", "postgres", "reconciler"} <= kinds
+    assert {"jobs", "jobs-own", "gateway", "mlflow", "postgres", "reconciler", "valkey", "airflow-worker"} <= kinds
     assert sorted({line for one in stack.seen.values() for line in cis.warnings(one)}) == []
