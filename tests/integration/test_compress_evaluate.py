@@ -116,7 +116,10 @@ def test_the_package_is_whole_and_says_what_it_is(made, variant):
 
 
 @pytest.mark.parametrize("variant", ["fp32", "int8"])
-def test_the_same_input_gives_the_same_package_over_what_a_killed_attempt_left(made, tmp_path, variant):
+def test_the_same_input_gives_the_same_package_over_what_a_killed_attempt_left(made, tmp_path, variant, monkeypatch):
+    # On a busy machine int8 may be slower one time and not the other.
+    slower = "fell back" in made[variant].compressed.note
+    monkeypatch.setattr("tasks.compress.store.seconds_a_row", lambda *asked: (1.0, 2.0 if slower else 0.5))
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "left-over").write_text("x")
     (tmp_path / "fp32.onnx").write_text("half")

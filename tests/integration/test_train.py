@@ -49,7 +49,8 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_does_not(d
     again = fit(digits_trained.request, tmp_path / "again", None, lines.append)
     assert sha256(tmp_path / "again") == sha256(digits_trained.folder)
     assert again["validation_loss"] == digits_trained.done["validation_loss"]
-    assert [line["epoch"] for line in lines] == list(range(1, 11))
+    # A slow machine tells of an epoch before it is over, too.
+    assert [line["epoch"] for line in lines if "validation_loss" in line] == list(range(1, 11))
 
 
 def test_one_rank_learns_too_and_a_finished_folder_is_not_trained_again(train_request, tmp_path):
