@@ -43,6 +43,11 @@ def epochs(folder: Path) -> list[int]:
     return [json.loads(line)["epoch"] for line in lines if line.endswith("}")]
 
 
+def ended(lines: list[dict]) -> list[int]:
+    """The epochs that were told of when they had ended; a slow machine tells of one before, too."""
+    return [line["epoch"] for line in lines if "validation_loss" in line]
+
+
 def processes(folder: Path) -> list[psutil.Process]:
     """The launchers and ranks that work in a folder; a rank is a fork of its launcher."""
     found = []
@@ -84,7 +89,7 @@ def test_a_killed_rank_is_restarted_from_the_last_whole_checkpoint(undisturbed, 
     at, killed, seen = random.randint(2, 6), [], []
 
     def on_epoch(line):
-        seen.append(line["epoch"])
+        seen.append(line)
         if line["epoch"] >= at and not killed:
             victim = random.choice(ranks(tmp_path))
             victim.kill()
@@ -94,7 +99,7 @@ def test_a_killed_rank_is_restarted_from_the_last_whole_checkpoint(undisturbed, 
     out = capfd.readouterr().out
     assert killed, "the fault did not fire"
     assert "resumed after epoch" in out, "nothing was restarted"
-    assert epochs(tmp_path) == seen == list(range(1, 11))
+    assert epochs(tmp_path) == ended(seen) == list(range(1, 11))
     assert sha256(tmp_path) == undisturbed[2], f"killed after epoch {at}"
     assert done["epochs"] == 10
 
@@ -140,9 +145,9 @@ def test_a_killed_step_leaves_no_rank_and_the_next_attempt_goes_on(undisturbed, 
     wait_for(lambda: not processes(folder), 5)
     assert not (folder / "weights.safetensors").exists(), "the fault came too late"
     seen = []
-    fit(request, folder, None, lambda line: seen.append(line["epoch"]))
+    fit(request, folder, None, seen.append)
     assert "resumed after epoch" in capfd.readouterr().out
-    assert epochs(folder) == seen == list(range(1, 11))
+    assert epochs(folder) == ended(seen) == list(range(1, 11))
     assert sha256(folder) == undisturbed[2]
 
 
