@@ -33,7 +33,7 @@ class Stack:
     def drydock(self, *arguments: str, expect: int | None = 0, timeout: float = 300) -> Any:
         """Run ``drydock`` and check its exit code (None: any)."""
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "tasks", *arguments],
+            [str(ROOT / "drydock"), *arguments],
             env=self.environment,
             capture_output=True,
             text=True,
@@ -97,6 +97,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     foreign = ("DRYDOCK_", "AIRFLOW", "MLFLOW")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     own = {"DRYDOCK_HOME": str(base / "home"), "DRYDOCK_WORKLOADS": str(base / "workloads"), "DRYDOCK_USER": "rita"}
+    own |= {"DRYDOCK_VENV": sys.prefix}
     found = Stack(base / "home", base / "workloads", clean | own | ports)
     try:
         yield found
