@@ -156,6 +156,8 @@ class Data(Value):
                 raise ValueError(f"{where}: is no column of texts or numbers that is read; must be one of {allowed}")
             if name in self.feature.columns and action == "drop":
                 raise ValueError(f"{where}.action = 'drop': the model reads it; take it out of data.feature instead")
+            if name in self.feature.columns and self.feature.kind == "ids":
+                raise ValueError(f"{where}: clients send it as it is, so the model would know none of theirs")
             if name in numbers and not (action == "drop" or column.width):
                 raise ValueError(f"{where}: holds numbers; action must be drop, or generalise with width")
             if name in texts and column.width:

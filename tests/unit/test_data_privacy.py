@@ -224,3 +224,10 @@ def test_a_contradiction_is_refused_by_its_field(privacy, words):
         Data.parse(DATA | {"privacy": privacy}, "w")
     assert words in str(error.value) or words == "must"
     assert "\n" not in str(error.value)
+
+
+def test_ids_that_clients_send_are_not_hidden_from_the_model():
+    rated = {"feature": {"kind": "ids", "user": "who", "item": "what"}, "columns": {}}
+    rated |= {"label": {"kind": "number", "column": "stars", "min": 1, "max": 5}}
+    with pytest.raises(BadRequest, match=r"privacy.columns.who: clients send it as it is, so the model"):
+        Data.parse(DATA | rated | {"privacy": {"columns": {"who": {"action": "hash"}}}}, "w")
