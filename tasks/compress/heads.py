@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tasks.compress.shrink import num_going, shrink
 from tasks.spec.compress import Pruned
 from tasks.spec.errors import BadRequest
 from tasks.train.encoder import Attention, Encoder
@@ -78,7 +79,7 @@ def layer_influence(encoder: Encoder, tokens: Tensor) -> Tensor:
 
 def _kept(variant: Pruned, matters: Tensor) -> list[int]:
     """The numbers of the parts that stay, in order."""
-    going = min(round(variant.ratio * len(matters)), len(matters) - 1)
+    going = num_going(variant.ratio, len(matters))
     if going < 1:
         raise BadRequest(
             f"{variant.label}: ratio = {variant.ratio} of {len(matters)} {variant.of} removes none; declare more"
@@ -89,11 +90,7 @@ def _kept(variant: Pruned, matters: Tensor) -> list[int]:
 def _keep_heads(attention: Attention, kept: list[int]) -> None:
     size = attention.query.out_features // attention.heads
     places = (torch.tensor(kept)[:, None] * size + torch.arange(size)).flatten()
-    for name in ("query", "key", "value"):
-        part = getattr(attention, name)
-        part.weight = nn.Parameter(part.weight.detach()[places])
-        part.bias = nn.Parameter(part.bias.detach()[places])
-        part.out_features = len(places)
-    out = attention.out
-    out.weight, out.in_features = nn.Parameter(out.weight.detach()[:, places]), len(places)
+    for part in (attention.query, attention.key, attention.value):
+        shrink(part, places, side=0)
+    shrink(attention.out, places, side=1)
     attention.heads = len(kept)

@@ -19,6 +19,7 @@ from torch.nn.utils import prune as torch_prune
 
 from tasks.compress.heads import remove_parts
 from tasks.compress.network import Source
+from tasks.compress.shrink import num_going, shrink
 from tasks.spec.compress import Pruned, Sparse
 from tasks.spec.errors import BadRequest
 from tasks.spec.feature import encode
@@ -31,6 +32,8 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 UNITWISE = (nn.ReLU, nn.GELU, nn.Tanh, nn.SiLU, nn.Dropout, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
 UNITWISE_CALLS = {torch.relu, nn.functional.relu, nn.functional.gelu, torch.tanh, nn.functional.dropout}
 UNITWISE_METHODS = {"relu", "amax", "max", "contiguous"}
+# Encoded rows and their classes.
+Rows = tuple[Tensor, Tensor]
 FINE_TUNING_RATE, SPARSE_EPOCHS = 1e-3, 2
 
 
@@ -41,12 +44,13 @@ def prune(source: Source, variant: Pruned | Sparse, data: Path) -> None:
         BadRequest: no layer of the network can lose units, or it has no heads and layers.
     """
     torch.manual_seed(source.request.train.seed)
+    train, held = (_tensors(source, data, split) for split in ("train", "validation"))
     if isinstance(variant, Pruned):
         if variant.of == "units":
             _remove_units(source.body, variant)
         else:
-            remove_parts(source.body, variant, *_tensors(source, data, "train"))
-        _train_on(source, data, variant.epochs)
+            remove_parts(source.body, variant, *train)
+        _train_on(source, train, held, variant.epochs)
         return
     layers = [module for module in source.body.modules() if isinstance(module, LAYERS)]
     for layer in layers:
@@ -54,7 +58,7 @@ def prune(source: Source, variant: Pruned | Sparse, data: Path) -> None:
             torch_prune.custom_from_mask(layer, "weight", two_of_four(layer.weight.detach()))
         else:
             torch_prune.l1_unstructured(layer, "weight", variant.ratio)
-    _train_on(source, data, SPARSE_EPOCHS)
+    _train_on(source, train, held, SPARSE_EPOCHS)
     for layer in layers:
         torch_prune.remove(layer, "weight")
 
@@ -85,8 +89,8 @@ def _remove_units(body: nn.Module, variant: Pruned) -> None:
         kept = _kept(layer, variant.ratio)
         for norm in between:
             _shrink_norm(norm, kept)
-        _shrink(layer, kept, side=0)
-        _shrink(following, kept, side=1)
+        shrink(layer, kept, side=0)
+        shrink(following, kept, side=1)
 
 
 def _chain(body: nn.Module, node: fx.Node) -> tuple[nn.Module, list[nn.Module], nn.Module] | None:
@@ -118,18 +122,9 @@ def _unitwise(node: fx.Node, module: nn.Module | None) -> bool:
 
 def _kept(layer: nn.Module, ratio: float) -> Tensor:
     """The numbers of the units that stay, by the L2 norm of their weights."""
-    going = min(round(ratio * len(layer.weight)), len(layer.weight) - 1)
+    going = num_going(ratio, len(layer.weight))
     marked = torch_prune.ln_structured(copy.deepcopy(layer), "weight", amount=going, n=2, dim=0)
     return marked.weight_mask.flatten(1).any(dim=1).nonzero().flatten()
-
-
-def _shrink(layer: nn.Module, kept: Tensor, side: int) -> None:
-    layer.weight = nn.Parameter(layer.weight.detach().index_select(side, kept))
-    if side == 0 and layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias.detach()[kept])
-    linear = isinstance(layer, nn.Linear)
-    names = ("out_features", "in_features") if linear else ("out_channels", "in_channels")
-    setattr(layer, names[side], len(kept))
 
 
 def _shrink_norm(norm: nn.Module, kept: Tensor) -> None:
@@ -139,10 +134,10 @@ def _shrink_norm(norm: nn.Module, kept: Tensor) -> None:
     norm.num_features = len(kept)
 
 
-def _train_on(source: Source, data: Path, epochs: int) -> None:
+def _train_on(source: Source, train: Rows, held: Rows, epochs: int) -> None:
     """Train the body on in this process: a few epochs from weights that are nearly right need no gang."""
     request, body = source.request, source.body
-    (x, y), (x_held, y_held) = (_tensors(source, data, split) for split in ("train", "validation"))
+    (x, y), (x_held, y_held) = train, held
     optimiser = torch.optim.Adam(body.parameters(), lr=min(FINE_TUNING_RATE, request.train.optimiser.learning_rate))
     best, best_loss = copy.deepcopy(body.state_dict()), _loss(body, x_held, y_held)
     for _ in range(epochs):
@@ -164,7 +159,7 @@ def _loss(body: nn.Module, x: Tensor, y: Tensor) -> float:
     return sum(float(nn.functional.cross_entropy(body(a), b, reduction="sum")) for a, b in parts) / len(y)
 
 
-def _tensors(source: Source, data: Path, split: str) -> tuple[Tensor, Tensor]:
+def _tensors(source: Source, data: Path, split: str) -> Rows:
     request = source.request
     rows, y = read_split(data, request.feature, request.label, split)
     x: Any = encode(request.feature, rows, source.tokenizer)
