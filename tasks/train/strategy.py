@@ -97,7 +97,15 @@ class One:
         return sum(p.numel() * p.element_size() for p in found)
 
 
-class Ddp(One):
+class Shared(One):
+    """The base of ways in which each rank reads rows of its own."""
+
+    def total(self, value: Tensor) -> Tensor:
+        dist.all_reduce(value)
+        return value
+
+
+class Ddp(Shared):
     name = "ddp"
 
     def __init__(self, network: nn.Module, train: Train, gradients: str = "fp32") -> None:
@@ -114,10 +122,6 @@ class Ddp(One):
     def exchange(self, now: bool) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if now else self.call.no_sync()
 
-    def total(self, value: Tensor) -> Tensor:
-        dist.all_reduce(value)
-        return value
-
     def wire_bytes(self, world: int, steps: int) -> int:
         from tasks.train.wire import bytes_of
 
@@ -128,7 +132,7 @@ class Ddp(One):
         return digest_of(self.network.parameters())
 
 
-class Fsdp(One):
+class Fsdp(Shared):
     name = "fsdp"
 
     def __init__(self, network: nn.Module, train: Train, gradients: str = "fp32") -> None:
@@ -155,10 +159,6 @@ class Fsdp(One):
         from torch.distributed.tensor import distribute_tensor
 
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-
-    def total(self, value: Tensor) -> Tensor:
-        dist.all_reduce(value)
-        return value
 
     def wire_bytes(self, world: int, steps: int) -> int:
         # Gathered for the forward and for the backward pass, and scattered once.
