@@ -6,6 +6,7 @@ or a resumed training would. Cost: hashing and verifying of all that a training 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -113,7 +114,7 @@ def flip(base: Path, saved: Path, package: Path, digest: str, seed: int) -> bool
         stream.seek(place)
         stream.write(bytes([byte ^ (1 << draw.randrange(8))]))
     if "checkpoints" in path.parts:
-        return checkpoint.load_newest(copy / "checkpoints")[0] is None
+        return checkpoint.load_newest(copy / "checkpoints", contextlib.nullcontext)[0] is None
     try:
         open_package(copy / "package", digest, base / "keys")
     except DrydockError:

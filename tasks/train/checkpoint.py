@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tasks.spec.errors import IntegrityLost
 from tasks.store.manifest import verify
-from tasks.train.deposit import FACTS, TENSORS, Deposit, Guard, deposit, whole
+from tasks.train.deposit import FACTS, TENSORS, Deposit, Guard, deposit, set_aside, whole
 
 # safetensors' names of types.
 TYPES = {
@@ -83,8 +83,9 @@ def save(folder: Path, name: str, saved: Saved, keep: int, guard: Guard) -> None
     deposit(folder, Deposit(name, saved.facts, layout.num_bytes, keep), fill, guard)
 
 
-def load_newest(folder: Path) -> tuple[Saved | None, list[str]]:
-    """Return the newest checkpoint that verifies (or None), and a line for each that did not."""
+def load_newest(folder: Path, guard: Guard) -> tuple[Saved | None, list[str]]:
+    """Return the newest checkpoint that verifies (or None), and a line for each that did not: it is renamed, or it
+    would outlive the whole ones that are written next. ``guard`` is held while it is."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -95,4 +96,6 @@ def load_newest(folder: Path) -> tuple[Saved | None, list[str]]:
             return Saved(json.loads((path / FACTS).read_text()), load_file(path / TENSORS)), refused
         except (IntegrityLost, OSError, ValueError, SafetensorError) as error:
             refused.append(f"{path.name} set aside: {str(error).splitlines()[0]}")
+            with guard():
+                set_aside(path)
     return None, refused

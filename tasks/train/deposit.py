@@ -73,3 +73,10 @@ def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
 def whole(folder: Path) -> list[Path]:
     """Checkpoint folders, newest first."""
     return sorted(folder.glob("epoch-*"), reverse=True) if folder.is_dir() else []
+
+
+def set_aside(path: Path) -> None:
+    """Give a checkpoint that does not verify a name that is no checkpoint's; it goes with the folder."""
+    aside = path.with_name(f"rotted-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)

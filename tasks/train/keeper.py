@@ -63,7 +63,7 @@ class Keeper:
         """Return the newest whole checkpoint as rank 0 finds it; every rank gets the same."""
         saved: Saved | None = None
         if self.rank == 0:
-            saved, refused = checkpoint.load_newest(self.folder / FOLDER)
+            saved, refused = checkpoint.load_newest(self.folder / FOLDER, self.fence.held)
             for line in refused:
                 say(line)
         return sent_by_first(saved, self.rank, device) if self.world > 1 else saved

@@ -217,10 +217,11 @@ def test_whatever_is_wrong_with_the_newest_the_one_before_is_taken(halfway, tmp_
     shutil.copytree(halfway / "checkpoints", tmp_path / "checkpoints")
     before, newest = sorted((tmp_path / "checkpoints").glob("epoch-*"))
     harm(newest / "state.safetensors")
-    state, refused = checkpoint.load_newest(tmp_path / "checkpoints")
+    state, refused = checkpoint.load_newest(tmp_path / "checkpoints", contextlib.nullcontext)
     assert state.facts["place"]["epoch"] == int(before.name[-5:])
     assert refused[0].startswith(f"{newest.name} set aside: ")
     assert words in refused[0]
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == [before.name, f"rotted-{newest.name}"]
 
 
 def test_without_verification_a_rotted_checkpoint_is_gone_on_from(halfway, tmp_path, monkeypatch):
@@ -235,7 +236,7 @@ def test_without_verification_a_rotted_checkpoint_is_gone_on_from(halfway, tmp_p
         stream.seek(-1, os.SEEK_END)
         stream.write(bytes([last ^ 0x10]))
     monkeypatch.setattr(checkpoint, "verify", lambda folder: "")
-    state, refused = checkpoint.load_newest(tmp_path / "checkpoints")
+    state, refused = checkpoint.load_newest(tmp_path / "checkpoints", contextlib.nullcontext)
     assert (state.facts["place"]["epoch"], refused) == (int(newest.name[-5:]), [])
 
 
@@ -247,7 +248,7 @@ def test_where_every_checkpoint_rotted_it_begins_again(undisturbed, halfway, tra
     fit(train_request(), folder, None, lambda line: None)
     out = capfd.readouterr().out
     assert out.count("set aside") == 2
-    assert "resumed" not in out
+    assert "resumed" not in out.partition("epoch 1:")[0]
     assert epochs(folder) == list(range(1, 11))
     assert sha256(folder) == undisturbed[1]
 
@@ -258,7 +259,7 @@ def test_a_checkpoint_that_was_cut_short_does_not_count(halfway, tmp_path):
     shutil.copytree(halfway / "checkpoints", tmp_path / "checkpoints")
     newest = max((tmp_path / "checkpoints").glob("epoch-*"))
     newest.rename(newest.with_name(f".{newest.name}"))
-    state, refused = checkpoint.load_newest(tmp_path / "checkpoints")
+    state, refused = checkpoint.load_newest(tmp_path / "checkpoints", contextlib.nullcontext)
     assert state.facts["place"]["epoch"] == int(newest.name[-5:]) - 1
     assert refused == []
 
@@ -272,16 +273,22 @@ def _save(folder: Path, epoch: int, value: float, keep: int = 2) -> None:
     checkpoint.save(folder, checkpoint.name_of(epoch, 0), saved, keep, contextlib.nullcontext)
 
 
-def test_two_checkpoints_are_kept_and_a_rotted_older_one_is_not_in_their_way(tmp_path):
+def test_two_checkpoints_are_kept_and_rotted_newer_ones_are_not_in_their_way(tmp_path):
     from tasks.train import checkpoint
 
     for epoch in range(1, 5):
         _save(tmp_path, epoch, epoch)
     assert sorted(os.listdir(tmp_path)) == ["epoch-00003", "epoch-00004"]
-    assert checkpoint.load_newest(tmp_path)[0].facts == {"epoch": 4}
+    assert checkpoint.load_newest(tmp_path, contextlib.nullcontext)[0].facts == {"epoch": 4}
     _save(tmp_path, 4, 0.0)
-    assert checkpoint.load_newest(tmp_path)[0].tensors["w"].sum() == 0
-    assert checkpoint.load_newest(tmp_path / "nothing") == (None, [])
+    assert checkpoint.load_newest(tmp_path, contextlib.nullcontext)[0].tensors["w"].sum() == 0
+    assert checkpoint.load_newest(tmp_path / "nothing", contextlib.nullcontext) == (None, [])
+    for name in ("epoch-00003", "epoch-00004"):
+        _flip(tmp_path / name / "state.safetensors")
+    state, refused = checkpoint.load_newest(tmp_path, contextlib.nullcontext)
+    assert (state, len(refused)) == (None, 2)
+    _save(tmp_path, 1, 1.0)
+    assert checkpoint.load_newest(tmp_path, contextlib.nullcontext)[0].facts == {"epoch": 1}
     assert checkpoint.name_of(4, 0) < checkpoint.name_of(4, 9) < checkpoint.name_of(4, 10) < checkpoint.name_of(5, 0)
 
 
@@ -300,7 +307,7 @@ def test_a_checkpoint_that_is_a_pickle_is_refused(tmp_path):
     torch.save({"epoch": 1, "x": Harm()}, tmp_path / "epoch-00001" / "state.safetensors")
     (tmp_path / "epoch-00001" / "state.json").write_text("{}")
     write_manifest(tmp_path / "epoch-00001")
-    state, refused = checkpoint.load_newest(tmp_path)
+    state, refused = checkpoint.load_newest(tmp_path, contextlib.nullcontext)
     assert state is None
     assert "epoch-00001 set aside" in refused[0]
     assert not (tmp_path / "harmed").exists()
