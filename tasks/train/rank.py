@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -81,6 +82,8 @@ def work(folder: str, nodes: int, watchdog: Watchdog | None = None) -> None:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+            # What failed leaves cycles that hold the connections; while these are open the other ranks wait.
+            gc.collect()
 
 
 def _train(folder: Path, rank: int, watchdog: Watchdog | None) -> None:

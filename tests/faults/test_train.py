@@ -384,8 +384,10 @@ def test_a_recipe_that_raises_on_one_rank_ends_the_gang_with_that_ranks_words(tr
     (tmp_path / "model.py").write_text(RAISES)
     request = train_request(recipe={"kind": "model.py"}, ranks=2)
     request = request.model_copy(update={"model_py_sha256": sha256_file(tmp_path / "model.py")})
+    began = time.monotonic()
     with pytest.raises(BadRequest, match=r"rank 1: ValueError: this rank's rows are odd \(model.py, line 9\)"):
         fit(request, tmp_path / "room", tmp_path / "model.py", lambda line: None)
+    assert time.monotonic() - began < 60, "the other rank waited until its watchdog ended it"
     assert "[rank 1] ValueError: this rank's rows are odd" in capfd.readouterr().err.replace("tasks.train.", "")
 
 
