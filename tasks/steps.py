@@ -42,8 +42,9 @@ def ingest(request: r.IngestRequest, room: Path, site: Site) -> r.IngestResult:
 
 def clean(request: r.CleanRequest, room: Path, site: Site) -> r.CleanResult:
     from tasks.data.clean import clean
+    from tasks.data.engine import Runs
 
-    return clean(request, room, site.settings.data_memory_bytes)
+    return clean(request, room, Runs(site.settings.data_memory_bytes, site.settings.spark_master))
 
 
 def validate_data(request: r.ValidateDataRequest, room: Path, site: Site) -> r.ValidateDataResult:

@@ -50,12 +50,13 @@ def ours(raw: Path, room: Path, began: float) -> tuple[dict[str, Any], Stage]:
     from cleansing.request import clean_request, validate_request
 
     from tasks.data.clean import clean
+    from tasks.data.engine import Runs
     from tasks.data.expectations import suites_sha256, validate_data
     from tasks.store.manifest import write_manifest
 
     request, suites = clean_request(raw), room / "suites"
     (room / "clean").mkdir(parents=True)
-    result = clean(request, room / "clean", MEMORY_BYTES)
+    result = clean(request, room / "clean", Runs(MEMORY_BYTES))
     cleaned = spent(began)
     digest = write_manifest(room / "clean")
     suites.mkdir()

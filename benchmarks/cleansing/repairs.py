@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.data.clean import cleaned_table
-from tasks.data.engine import ROW, engine
+from tasks.data.engine import ROW, Runs, engine
 from tasks.data.repair import Meaning
-from tasks.data.worktable import as_text
 from tasks.spec import clean as c
 
 
@@ -67,11 +66,11 @@ def repaired(folder: Path, rules: tuple[c.CleanRule, ...], room: Path) -> Score:
 
     dirty, clean = pq.read_table(folder / "dirty.parquet"), pq.read_table(folder / "clean.parquet")
     room.mkdir(parents=True)
-    with engine(room, folder, 256 << 20) as running:
+    with engine(room, folder, Runs(256 << 20)) as running:
         work = cleaned_table(running, rules, folder / "dirty.parquet", Meaning((), "", ()))
         alive = work.alive(*work.names)
         # A text that became a number is compared as a log shows it.
-        texts = {work.place(name): as_text(alive[work.place(name)]) for name in work.names}
+        texts = {work.place(name): work.as_text(alive[work.place(name)]) for name in work.names}
         found = running.table(alive.mutate(**texts).order_by(ROW))
     wrong = written = right = 0
     for name in dirty.column_names:

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tasks.data.convert import MISSING
-from tasks.data.engine import builtin
 from tasks.data.expression import expression
-from tasks.data.worktable import NUMBERS, TEXTS, WHOLE_ROW, WorkTable, as_text, missing, num_words
+from tasks.data.worktable import NUMBERS, TEXTS, WHOLE_ROW, WorkTable, missing, num_words
 from tasks.spec import clean as c
 from tasks.spec.errors import BadRequest
 
@@ -23,13 +22,13 @@ NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 
 
 def trim(rule: c.Trim, work: WorkTable) -> None:
-    work.change(rule.rule, rule.column, _stripped(work.demand(rule, TEXTS)))
+    work.change(rule.rule, rule.column, work.engine.strip(work.demand(rule, TEXTS), SPACES))
 
 
 def case(rule: c.Case, work: WorkTable) -> None:
     text = work.demand(rule, TEXTS)
     title = _by_text(work, "to_title", str.title)
-    new = {"lower": text.lower(), "upper": text.upper(), "title": title(text)}[rule.to]
+    new = title(text) if rule.to == "title" else work.engine.case(text, rule.to)
     work.change(rule.rule, rule.column, new)
 
 
@@ -42,12 +41,13 @@ def unicode_form(rule: c.UnicodeForm, work: WorkTable) -> None:
 
 
 def replace(rule: c.Replace, work: WorkTable) -> None:
-    work.change(rule.rule, rule.column, work.demand(rule, TEXTS).re_replace(rule.pattern, rule.by))
+    new = work.engine.replace(work.demand(rule, TEXTS), rule.pattern, rule.by)
+    work.change(rule.rule, rule.column, new)
 
 
 def match(rule: c.Match, work: WorkTable) -> None:
     text = work.demand(rule, TEXTS)
-    _act(rule, work, ~text.re_search(rf"\A(?:{rule.pattern})\z") & ~missing(text))
+    _act(rule, work, ~work.engine.search(text, rf"\A(?:{rule.pattern})\z") & ~missing(text))
 
 
 def synonyms(rule: c.Synonyms, work: WorkTable) -> None:
@@ -61,7 +61,7 @@ def allowed_values(rule: c.AllowedValues, work: WorkTable) -> None:
 
 
 def parse_number(rule: c.ParseNumber, work: WorkTable) -> None:
-    text = _value(work.demand(rule, TEXTS))
+    text = _value(work, work.demand(rule, TEXTS))
     if rule.thousands:
         mark, point = re.escape(rule.thousands), re.escape(rule.decimal)
         # Only where every group has three digits: 1,5 is no fifteen.
@@ -73,23 +73,18 @@ def parse_number(rule: c.ParseNumber, work: WorkTable) -> None:
 
 
 def parse_date(rule: c.ParseDate, work: WorkTable) -> None:
-    import ibis
-
-    parse = builtin("try_strptime", ("string", "array<string>"), "timestamp")
-    found = parse(_value(work.demand(rule, TEXTS)), ibis.array(list(rule.formats)))
-    if rule.into == "seconds":
-        new = found.epoch_seconds().cast("float64")
-    else:
-        timed = any(TIME_DIRECTIVE.search(form) for form in rule.formats)
-        new = found.strftime("%Y-%m-%dT%H:%M:%S" if timed else "%Y-%m-%d")
-    _parsed(rule, work, new)
+    timed = any(TIME_DIRECTIVE.search(form) for form in rule.formats)
+    shape = "%Y-%m-%dT%H:%M:%S" if timed else "%Y-%m-%d"
+    text = _value(work, work.demand(rule, TEXTS))
+    _parsed(rule, work, work.engine.time(text, rule.formats, None if rule.into == "seconds" else shape))
 
 
 def parse_unit(rule: c.ParseUnit, work: WorkTable) -> None:
     import ibis
 
-    text = _value(work.demand(rule, TEXTS))
-    pattern = rf"\A({NUMBER})\s*(.*)\z"
+    text = _value(work, work.demand(rule, TEXTS))
+    # Without \s and the dot, which mean something else to Java.
+    pattern = rf"\A({NUMBER})[\t\n\f\r ]*([^\n]*)\z"
     unit = text.re_extract(pattern, 2)
     known = dict(rule.units) | ({"": rule.units[rule.default]} if rule.default else {})
     factor = unit.substitute(known, else_=ibis.null("float64")).cast("float64")
@@ -148,7 +143,7 @@ def allowed_labels(names: tuple[str, ...], column: str, work: WorkTable, words: 
     if words is None:
         bad = ~label.isin(list(names))
     else:
-        bad = ~label.re_search(tags_pattern(names)) | (num_words(label) != num_words(work[words]))
+        bad = ~work.engine.search(label, tags_pattern(names)) | (num_words(label) != num_words(work[words]))
     work.drop("allowed_labels", column, bad | label.isnull())
 
 
@@ -170,23 +165,19 @@ def _act(rule: Any, work: WorkTable, bad: Any) -> None:
 def _parsed(rule: Any, work: WorkTable, new: Any) -> None:
     """Set a column to what was read from its texts; what had a text and gave nothing is acted on."""
     before = work[rule.column]
-    bad = new.isnull() & _value(before).notnull()
+    bad = new.isnull() & _value(work, before).notnull()
     if rule.action == "missing":
         work.change(rule.rule, rule.column, new)
         return
     work.table = work.table.mutate(read=new)
-    work.drop(rule.rule, rule.column, bad, as_text(before))
+    work.drop(rule.rule, rule.column, bad, work.as_text(before))
     work.change(rule.rule, rule.column, work.table["read"])
 
 
-def _value(text: Any) -> Any:
+def _value(work: WorkTable, text: Any) -> Any:
     """A text without the white space around it; null where it says that it is missing."""
-    stripped = _stripped(text)
+    stripped = work.engine.strip(text, SPACES)
     return stripped.lower().isin(["", *MISSING]).ifelse(None, stripped)
-
-
-def _stripped(text: Any) -> Any:
-    return builtin("trim", ("string", "string"), "string")(text, SPACES)
 
 
 def _float(text: Any) -> Any:

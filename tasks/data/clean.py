@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tasks.data.cleaned import write_repairs, write_rows
 from tasks.data.corrections import read
-from tasks.data.engine import ROW, SCRATCH, Engine, engine
+from tasks.data.engine import ROW, SCRATCH, Engine, Runs, engine
 from tasks.data.rawrows import RawRows, write_slim
 from tasks.data.repair import Meaning, apply_rule
 from tasks.data.table import empty_room
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from tasks.spec.clean import CleanRule
 
 OWN_COLUMNS = ("row_id", "label", "split")
-MEMORY_BYTES = 384 << 20
+RUNS = Runs()
 
 
-def clean(request: CleanRequest, room: Path, memory_bytes: int = MEMORY_BYTES) -> CleanResult:
+def clean(request: CleanRequest, room: Path, runs: Runs = RUNS) -> CleanResult:
     """Write ``data.parquet``, ``repairs.parquet``, ``quarantine.parquet`` and ``report.json`` into ``room``.
 
-    A row keeps the id it has in the raw table, its index. The same request gives the same bytes. The engine
-    holds ``memory_bytes`` at most; what is more goes to a folder in the room, which is gone at the end.
+    A row keeps the id it has in the raw table, its index. The same request gives the same bytes, wherever
+    it ``runs``. What the engine can't hold in memory goes to a folder in the room, which is gone at the end.
 
     Raises:
         BadRequest: a rule that does not fit its column, no row left, a missing image left, a split name that
@@ -41,10 +41,11 @@ def clean(request: CleanRequest, room: Path, memory_bytes: int = MEMORY_BYTES) -
     path = open_room(request.raw) / "raw.parquet"
     empty_room(room)
     raw = RawRows(path)
-    with engine(room, path.parent, memory_bytes) as running:
+    with engine(room, path.parent, runs) as running:
         base = inferred(request, raw, _base(request, raw, path, room), room)
         work = cleaned_table(running, request.rules, base, _meaning(request), _image(request))
         _check_columns(request, work)
+        work.settle()
         written = write_rows(request, work, raw, room, read(request.corrections))
         by_rule = write_repairs(work, room / "repairs.parquet", request.label.column, written.changes)
     if not written.rows:

@@ -7,7 +7,7 @@ same bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +16,7 @@ from tasks.data.divide import LABEL, NAMES, Cuts, cuts_of, divide, positions
 from tasks.data.engine import ROW
 from tasks.data.rawrows import RawRows
 from tasks.data.table import SPLITS
-from tasks.data.worktable import DROPPED, IMAGES, WorkTable, as_text
+from tasks.data.worktable import DROPPED, IMAGES, WorkTable
 from tasks.spec.requests import CleanRequest
 
 if TYPE_CHECKING:
@@ -145,9 +145,9 @@ def _happened(work: WorkTable, number: int, entry: Any) -> tuple[Any, Any, Any]:
         return (dropped == number).fill_null(False), _logged(work, entry, before), ibis.null("string")
     after = table[f"after{number}"]
     same_type = before.type() == after.type()
-    changed = ~(before.identical_to(after) if same_type else as_text(before).identical_to(as_text(after)))
+    changed = ~(before.identical_to(after) if same_type else work.as_text(before).identical_to(work.as_text(after)))
     was_alive = dropped.isnull() | (dropped >= number)
-    return changed & was_alive, as_text(before), as_text(after)
+    return changed & was_alive, work.as_text(before), work.as_text(after)
 
 
 def _logged(work: WorkTable, entry: Any, before: Any) -> Any:
@@ -155,7 +155,7 @@ def _logged(work: WorkTable, entry: Any, before: Any) -> Any:
     import ibis
 
     images = entry.column in work.names and work.kind(entry.column) == IMAGES
-    return ibis.null("string") if images else as_text(before)
+    return ibis.null("string") if images else work.as_text(before)
 
 
 def write_rows(
@@ -174,8 +174,7 @@ def write_rows(
         Groups(room / "data.parquet", _data_schema(request)) as data,
         Groups(room / "quarantine.parquet", quarantine) as aside,
     ):
-        for start, stop in raw.chunks():
-            rows = _range(request, work, start, stop)
+        for (start, stop), rows in _ranges(request, work, raw):
             alive = rows.filter(rows.column(GONE).is_null())
             labelled = alive.append_column(LABEL, alive.column(request.label.column)) if cuts else alive
             splits = divide(labelled, request.feature, request.split, has_validation, cuts)
@@ -193,8 +192,8 @@ def write_rows(
     return Written(counts, tuple(changes))
 
 
-def _range(request: CleanRequest, work: WorkTable, start: int, stop: int) -> pa.Table:
-    """All rows of a range in their order: what is written of them, and who dropped them for what."""
+def _ranges(request: CleanRequest, work: WorkTable, raw: RawRows) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+    """All rows in their order, range by range: what is written of them, and who dropped them for what."""
     import ibis
 
     table = work.table
@@ -206,13 +205,14 @@ def _range(request: CleanRequest, work: WorkTable, start: int, stop: int) -> pa.
     names = [*request.feature.columns, request.label.column]
     names += [name for name in request.split.columns if name not in names]
     columns = {name: table[work.place(name)] for name in names}
-    columns[request.label.column] = as_text(columns[request.label.column])
+    columns[request.label.column] = work.as_text(columns[request.label.column])
     # By place: the engine would take names that differ in case alone for one.
     places = {f"out{place}": column for place, column in enumerate(columns.values())}
-    within = table.filter((table[ROW] >= start) & (table[ROW] < stop))
-    found = work.engine.table(within.select(ROW, DROPPED, why=why, **places).order_by(ROW))
-    found = found.append_column("row_id", found.column(ROW).cast("string"))
-    return found.rename_columns([*OWN, *columns, "row_id"])
+    bounds = raw.chunks()
+    asked = table.select(ROW, DROPPED, why=why, **places)
+    for bound, found in zip(bounds, work.engine.ranges(asked, bounds), strict=True):
+        rows = found.append_column("row_id", found.column(ROW).cast("string"))
+        yield bound, rows.rename_columns([*OWN, *columns, "row_id"])
 
 
 def _finished(
@@ -279,8 +279,7 @@ def _cuts(request: CleanRequest, work: WorkTable, raw: RawRows) -> Cuts | None:
     if not request.split.stratified:
         return None
     places, labels = [], []
-    for start, stop in raw.chunks():
-        rows = _range(request, work, start, stop)
+    for _, rows in _ranges(request, work, raw):
         alive = rows.filter(rows.column(GONE).is_null())
         places.append(positions(alive, request.feature, request.split.seed))
         labels.append(np.array([str(label) for label in alive.column(request.label.column).to_pylist()], dtype=str))

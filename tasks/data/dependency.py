@@ -60,12 +60,12 @@ def _keyed(rule: c.Dependency, work: WorkTable, column: str, *more: str) -> Any:
     rows = work.alive(*rule.determinant, column, *more)
     sides = [rows[work.place(name)] for name in rule.determinant]
     whole = rows.filter(*(~missing(side) for side in sides))
-    parts = [whole[work.place(name)].cast("string") for name in rule.determinant]
+    parts = [work.as_text(whole[work.place(name)]) for name in rule.determinant]
     # Each part with its length before it, so that no two determinants make one key.
     key = parts[0] if len(parts) == 1 else ibis.literal("").join([p.length().cast("string") + ":" + p for p in parts])
     value = whole[work.place(column)]
-    others = {name: whole[work.place(name)].cast("string") for name in more}
-    return whole.select(ROW, key=key, value=missing(value).ifelse(None, value).cast("string"), **others)
+    others = {name: work.as_text(whole[work.place(name)]) for name in more}
+    return whole.select(ROW, key=key, value=work.as_text(missing(value).ifelse(None, value)), **others)
 
 
 def _by_source(rule: c.Dependency, work: WorkTable) -> Any:

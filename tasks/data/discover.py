@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.data.engine import Engine
+from tasks.data.duck import Duck
 from tasks.data.scalars import quoted
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Dependent(NamedTuple):
 class Sample:
     """A table's scalar columns as texts ``c0``, ``c1``, ..., and each shuffled as ``s0``, ``s1``, ...; seeded."""
 
-    def __init__(self, engine: Engine, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, engine: Duck, path: Path, schema: pa.Schema) -> None:
         self._engine = engine
         kinds = {field.name: str(field.type) for field in schema}
         self.names = [name for name, kind in kinds.items() if kind in ("string", "double")][:MAX_COLUMNS]

@@ -1,55 +1,113 @@
-"""DuckDB by Ibis: the engine that cleans. It works out of core: beyond its memory it goes to a scratch folder.
+"""What cleaning runs on: expressions that Ibis writes as SQL, and what engines do each in their own way.
 
-Ibis writes the SQL, from expressions that other engines understand too; DuckDB's own client runs it (Ibis 12 calls
-what DuckDB 2 has removed).
+DuckDB (``tasks.data.duck``) is the default: out of core, on all cores. Spark (``tasks.data.spark``) is for tables that
+one machine can't clean in time. A request gives the same bytes on both.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from tasks.spec.errors import BadRequest, TryAgain
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SCRATCH = ".engine"
 ROW = "row"
-BATCH_ROWS = 65_536
 
 
-class Engine:
+class Runs(NamedTuple):
+    """Where cleaning runs: on DuckDB with so many bytes of memory, or on the Spark of this master."""
+
+    memory_bytes: int = 384 << 20
+    spark_master: str = ""
+
+
+class Engine(ABC):
     """One connection. Expressions are Ibis tables and values over ``scan`` and ``keep``."""
 
-    def __init__(self, connection: Any) -> None:
-        self._connection, self._kept, self._named = connection, 0, 0
+    # What Ibis and sqlglot call its SQL.
+    ibis_dialect: str
+    dialect: str
 
+    def __init__(self) -> None:
+        self._kept, self._named = 0, 0
+
+    @abstractmethod
     def scan(self, path: Path, schema: pa.Schema) -> Any:
         """Return a Parquet file as a table: ``row`` counts from 0, its columns are c0, c1, ... by their place.
 
         The source's own names never reach the engine, which takes ``a`` and ``A`` for one.
         """
-        import ibis
 
-        types = ["float64" if str(kind) == "double" else "string" for kind in schema.types]
-        kinds = {f"c{place}": kind for place, kind in enumerate(types)}
-        columns = ", ".join([*kinds, ROW])
-        source = f"read_parquet('{_quoted(path)}', file_row_number = true) AS t({columns})"
-        self.run(f"CREATE OR REPLACE TEMP VIEW raw AS SELECT {columns} FROM {source}")
-        return ibis.table(kinds | {ROW: "int64"}, name="raw")
+    @abstractmethod
+    def run(self, statement: str) -> None:
+        """Run a statement of the engine's own SQL."""
 
+    @abstractmethod
+    def table(self, found: Any) -> pa.Table:
+        """Return a table that fits into memory."""
+
+    @abstractmethod
+    def batches(self, found: Any) -> Iterator[pa.RecordBatch]:
+        """Yield a table of any size, in its order."""
+
+    @abstractmethod
+    def function(self, call: Callable[..., Any], name: str, takes: tuple[str, ...], gives: str) -> Any:
+        """Return a function on Arrow arrays as one that expressions call. Types are Ibis's names."""
+
+    @abstractmethod
+    def define(self, name: str, takes: tuple[Any, ...], gives: str, body: Any) -> Any:
+        """Return an expression of sqlglot's over ``p0``, ``p1``, ... as a function that expressions call."""
+
+    @abstractmethod
     def keep(self, found: Any) -> Any:
         """Compute a table now, and return it as it is kept until the end."""
-        import ibis
 
-        self._kept += 1
-        name = f"kept{self._kept}"
-        self.run(f"CREATE TEMP TABLE {name} AS {self._sql(found)}")
-        return ibis.table(found.schema(), name=name)
+    @abstractmethod
+    def settle(self, found: Any) -> Any:
+        """Return a table that is read several times from here on."""
+
+    @abstractmethod
+    def ranges(self, found: Any, bounds: list[tuple[int, int]]) -> Iterator[pa.Table]:
+        """Yield the rows of each range in their order. ``found`` has every row once, the ranges are all of them."""
+
+    @abstractmethod
+    def strip(self, text: Any, letters: str) -> Any:
+        """Return a text without any of the letters at its ends."""
+
+    @abstractmethod
+    def as_text(self, number: Any) -> Any:
+        """Return a float in the fewest digits that give it back: 0.1, 1e+16."""
+
+    @abstractmethod
+    def digest(self, digest: Any, column: Any) -> Any:
+        """Return the digest (int64) of one, and of one column more. Within one run only: engines differ in theirs."""
+
+    @abstractmethod
+    def edits(self, left: Any, right: Any) -> Any:
+        """Return the number of edits between two texts, of their UTF-8 bytes."""
+
+    @abstractmethod
+    def search(self, text: Any, pattern: str) -> Any:
+        """Return whether a text holds a pattern (RE2)."""
+
+    @abstractmethod
+    def replace(self, text: Any, pattern: str, by: str) -> Any:
+        """Return a text with all that a pattern (RE2) finds replaced; ``\\1`` is its first group."""
+
+    @abstractmethod
+    def case(self, text: Any, to: str) -> Any:
+        """Return a text in ``lower`` or ``upper`` case, letter by letter."""
+
+    @abstractmethod
+    def time(self, text: Any, formats: tuple[str, ...], shape: str | None) -> Any:
+        """Return a text that has one of the formats, read as UTC: as ``shape`` says, else its seconds since 1970; null
+        where it has none."""
 
     def named(self, found: Any) -> Any:
         """Return a table under a name, not computed: what builds on it is written as if it began there.
@@ -60,46 +118,19 @@ class Engine:
 
         self._named += 1
         name = f"named{self._named}"
-        self.run(f"CREATE TEMP VIEW {name} AS {self._sql(found)}")
+        self.run(f"CREATE TEMPORARY VIEW {name} AS {self.sql(found)}")
         return ibis.table(found.schema(), name=name)
-
-    def table(self, found: Any) -> pa.Table:
-        """Return a table that fits into memory."""
-        return self._connection.sql(self._sql(found)).to_arrow_table()
-
-    def batches(self, found: Any) -> Iterator[pa.RecordBatch]:
-        """Yield a table of any size."""
-        return iter(self._connection.sql(self._sql(found)).to_arrow_reader(BATCH_ROWS))
 
     def value(self, found: Any) -> Any:
         """Return a single value; of a table, its first row's first column, None where there is no row."""
-        rows = self._connection.execute(self._sql(found)).fetchall()
-        return rows[0][0] if rows else None
+        column = self.table(found).column(0)
+        return column[0].as_py() if len(column) else None
 
-    def run(self, statement: str) -> None:
-        # Fetched, since a connection is busy until a result was.
-        self._connection.execute(statement).fetchall()
-
-    def rows(self, query: str) -> list[tuple[Any, ...]]:
-        """Return the rows of a query in the engine's own SQL."""
-        return self._connection.execute(query).fetchall()
-
-    def function(self, call: Callable[..., Any], name: str, takes: tuple[str, ...], gives: str) -> Any:
-        """Return a function on Arrow arrays as one that expressions call. Types are Ibis's names."""
-        import ibis
-        from ibis.backends.sql.datatypes import DuckDBType
-
-        sql = [DuckDBType.to_string(ibis.dtype(kind)) for kind in (*takes, gives)]
-        with contextlib.suppress(Exception):
-            self._connection.remove_function(name)
-        self._connection.create_function(name, call, sql[:-1], sql[-1], type="arrow")
-        return builtin(name, takes, gives)
-
-    @staticmethod
-    def _sql(found: Any) -> str:
+    def sql(self, found: Any) -> str:
+        """Return an expression in the engine's own SQL."""
         import ibis
 
-        return str(ibis.to_sql(found, dialect="duckdb"))
+        return str(ibis.to_sql(found.as_table(), dialect=self.ibis_dialect))
 
 
 def builtin(name: str, takes: tuple[Any, ...], gives: str) -> Any:
@@ -118,13 +149,14 @@ def builtin(name: str, takes: tuple[Any, ...], gives: str) -> Any:
 
 
 @contextlib.contextmanager
-def engine(room: Path, readable: Path, memory_bytes: int) -> Iterator[Engine]:
-    """Open the engine with its scratch folder in ``room``; rules can read ``readable`` and nothing else.
+def engine(room: Path, readable: Path, runs: Runs) -> Iterator[Engine]:
+    """Open the engine with its scratch folder in ``room``. On DuckDB rules can read ``readable`` and nothing else; on
+    Spark only expressions of a few kinds are allowed, and none of them reads anything.
 
     Raises:
-        BadRequest: a rule that the engine can't run. TryAgain: neither memory nor disk suffice.
+        BadRequest: a rule that the engine can't run, or no Spark where one is asked for.
+        TryAgain: neither memory nor disk suffice.
     """
-    import duckdb
     import ibis
 
     scratch = room / SCRATCH
@@ -132,38 +164,24 @@ def engine(room: Path, readable: Path, memory_bytes: int) -> Iterator[Engine]:
     fused = ibis.options.sql.fuse_selects
     # Merged, a chain of rules is one expression that repeats the ones before it: exponential in their number.
     ibis.options.sql.fuse_selects = False
-    connection = duckdb.connect(config={"memory_limit": f"{memory_bytes >> 20}MiB", "temp_directory": str(scratch)})
     try:
-        _lock(connection, [readable, room])
-        yield Engine(connection)
-    except duckdb.OutOfMemoryException as error:
-        raise TryAgain(f"cleaning: {_line(error)}; raise DRYDOCK_DATA_MEMORY_BYTES or free some disk") from None
-    except duckdb.IOException as error:
-        raise TryAgain(f"cleaning: {_line(error)}; free some disk at {room.parent}") from None
-    except duckdb.Error as error:
-        raise BadRequest(f"data.clean: {_line(error)}; correct the rule") from None
+        with _opened(scratch, [readable, room], runs) as running:
+            yield running
     finally:
-        connection.close()
         ibis.options.sql.fuse_selects = fused
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _lock(connection: Any, folders: list[Path]) -> None:
-    """An expression in a workload file is another's code: no file, no network, no setting is within its reach."""
-    allowed = ", ".join(f"'{_quoted(folder)}'" for folder in folders)
-    for setting in (
-        "SET autoinstall_known_extensions = false",
-        "SET autoload_known_extensions = false",
-        f"SET allowed_directories = [{allowed}]",
-        "SET enable_external_access = false",
-        "SET lock_configuration = true",
-    ):
-        connection.execute(setting).fetchall()
+def _opened(scratch: Path, readable: list[Path], runs: Runs) -> contextlib.AbstractContextManager[Engine]:
+    if runs.spark_master:
+        from tasks.data.spark import spark
+
+        return spark(scratch, runs)
+    from tasks.data.duck import duck
+
+    return duck(scratch, readable, runs.memory_bytes)
 
 
-def _quoted(path: Path) -> str:
-    return str(path.absolute()).replace("'", "''")
-
-
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
+    """Return an engine's error as one line."""
     return " ".join(str(error).split())[:200]

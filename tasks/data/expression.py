@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.data.engine import builtin
 from tasks.data.worktable import WorkTable
 from tasks.spec.errors import BadRequest
 
+# Functions whose value is another each time, by sqlglot's names and DuckDB's.
+UNSTEADY = {
+    "rand", "randn", "random", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "setseed", "nextval", "currval",
+    "now", "today", "current_date", "current_time", "current_timestamp", "current_datetime", "current_localtimestamp",
+    "current_localtime", "localtime", "localtimestamp", "get_current_time", "get_current_timestamp",
+    "transaction_timestamp", "txid_current", "age",
+}  # fmt: skip
 TYPES = {"boolean": "BOOLEAN", "float64": "DOUBLE", "string": "VARCHAR"}
 
 
@@ -27,12 +33,11 @@ def expression(work: WorkTable, rule: str, text: str, kind: str) -> Any:
             raise BadRequest(f"data.clean: rule {rule}: column {name!r} is not there, must be one of {there}")
     places = {name: f"p{place}" for place, name in enumerate(names)}
     renamed = tree.transform(lambda node: exp.column(places[node.name]) if isinstance(node, exp.Column) else node)
-    # A macro gives the expression a name that the table's own expression can call.
-    macro = f"expression{len(work.entries)}"
-    body = f"CAST(({renamed.sql('duckdb')}) AS {TYPES[kind]})"
-    work.engine.run(f"CREATE OR REPLACE TEMP MACRO {macro}({', '.join(places.values())}) AS {body}")
+    # Given a name, the table's own expression can call it.
     columns = [work[name] for name in names]
-    return builtin(macro, tuple(column.type() for column in columns), kind)(*columns)
+    body = exp.cast(exp.paren(renamed), TYPES[kind])
+    called = work.engine.define(f"expression{len(work.entries)}", tuple(c.type() for c in columns), kind, body)
+    return called(*columns)
 
 
 def _parsed(rule: str, text: str) -> Any:
@@ -47,4 +52,9 @@ def _parsed(rule: str, text: str) -> Any:
     tree = trees[0] if len(trees) == 1 else None
     if tree is None or isinstance(tree, exp.Command | exp.DDL | exp.DML | exp.Query) or tree.find(exp.Query):
         raise BadRequest(f"data.clean: rule {rule}: {text!r} must be one SQL expression, without a query in it")
+    for call in tree.find_all(exp.Func):
+        name = (call.name if isinstance(call, exp.Anonymous) else call.sql_name()).lower()
+        if name in UNSTEADY:
+            # The table is computed more than once: its rows would not be those of the log.
+            raise BadRequest(f"data.clean: rule {rule}: {text!r}: {name} differs each time, must be left out")
     return tree

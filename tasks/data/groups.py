@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from tasks.data.cells import bounded, fill_value
-from tasks.data.engine import ROW, Engine, builtin
+from tasks.data.engine import ROW, Engine
 from tasks.data.minhash import add_functions
 from tasks.data.worktable import IMAGES, NUMBERS, TEXTS, WorkTable, missing
 from tasks.spec import clean as c
@@ -53,11 +53,11 @@ def spelling(rule: c.Spelling, work: WorkTable) -> None:
         found = f"has {distinct} distinct values, must be {MAX_SPELLINGS} or fewer"
         raise BadRequest(f"data.clean: rule spelling on {rule.column!r}: the column {found}; use synonyms")
     often = counts.select(meant="value", often="n")
-    near = counts.value.levenshtein(often.meant) <= ibis.greatest(
+    near = work.engine.edits(counts.value, often.meant) <= ibis.greatest(
         counts.value.length(), often.meant.length()
     ) * ibis.literal(rule.max_ratio)
     pairs = counts.join(often, [often.often >= counts.n * rule.times, near])
-    pairs = pairs.mutate(distance=pairs.value.levenshtein(pairs.meant))
+    pairs = pairs.mutate(distance=work.engine.edits(pairs.value, pairs.meant))
     near_first = pairs.order_by("value", "distance", "meant").select("value", "meant", "distance")
     rows = work.engine.table(near_first).to_pylist()
     nearest: dict[str, list[tuple[int, str]]] = {}
@@ -78,7 +78,7 @@ def duplicates(columns: tuple[str, ...], work: WorkTable) -> None:
     rows = rows.mutate(**{p: rows[p] + 0.0 for p in places if rows[p].type().is_floating()})
     digest = ibis.literal(0, "int64")
     for place in places:
-        digest = _mixed(digest, rows[place])
+        digest = work.engine.digest(digest, rows[place])
     rows = rows.mutate(digest=digest)
     # Few rows have a twin: only those are compared in full, so the rest costs a number each.
     often = work.engine.keep(rows.group_by("digest").agg(n=ibis._.count()).filter(ibis._.n > 1).select("digest"))
@@ -108,11 +108,6 @@ def near_duplicates(rule: c.NearDuplicates, work: WorkTable) -> None:
     lost = alike.group_by(ROW).agg(first=alike["first"].min())
     why = ibis.literal("like row ") + lost["first"].cast("string")
     work.drop_found(rule.rule, lost.select(ROW, why=why))
-
-
-def _mixed(digest: Any, column: Any) -> Any:
-    """A digest of a row so far, and of one column more. Within one run only: engines differ in theirs."""
-    return builtin("hash", ("int64", column.type()), "int64")(digest, column)
 
 
 def _known(work: WorkTable, column: str, with_row: bool = False) -> Any:

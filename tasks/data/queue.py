@@ -95,4 +95,4 @@ def _csv(rows: list[dict[str, str]]) -> str:
 
 def _guarded(content: str) -> str:
     """A spreadsheet takes such a text for a formula and runs it; the content is for reading only."""
-    return f"'{content}" if content[:1] in ("=", "+", "-", "@") else content
+    return f"'{content}" if content[:1] in ("=", "+", "-", "@", "\t", "\r") else content

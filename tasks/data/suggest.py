@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.data.discover import Dependent, Sample, discover
-from tasks.data.engine import engine
+from tasks.data.duck import duck
 from tasks.data.rawrows import RawRows
 from tasks.spec.clean import CleanRule
 
@@ -38,7 +38,7 @@ def suggest(path: Path, scratch: Path, protected: tuple[str, ...] = ()) -> list[
     ``protected`` columns (label, split) are never repaired, nor do they decide on others. The same file gives the
     same rules.
     """
-    with engine(scratch, path.parent, MEMORY_BYTES) as running:
+    with duck(scratch, [path.parent], MEMORY_BYTES) as running:
         sample = Sample(running, path, RawRows(path).schema)
         numbers = {field.name for field in RawRows(path).schema if str(field.type) == "double"}
         open_to = [name for name in sample.names if name not in protected]

@@ -85,7 +85,7 @@ class WorkTable:
         import ibis
 
         number = len(self.entries)
-        before = as_text(self[column]) if before is None else before
+        before = self.as_text(self[column]) if before is None else before
         hit = self.table[DROPPED].isnull() & mask.fill_null(False)
         dropped = ibis.ifelse(hit, ibis.literal(number, "int32"), self.table[DROPPED])
         self.table = self.engine.named(self.table.mutate(**{DROPPED: dropped, f"before{number}": before}))
@@ -116,6 +116,16 @@ class WorkTable:
         number, self.table = len(self.entries), table
         self.drop(rule, WHOLE_ROW, table[f"row{number}"].notnull(), table[f"why{number}"])
 
+    def as_text(self, column: Any) -> Any:
+        """Return cells as a log shows them: whole numbers without ``.0``."""
+        if column.type().is_floating():
+            return self.engine.as_text(column).re_replace(r"\.0$", "")
+        return column.cast("string")
+
+    def settle(self) -> None:
+        """Be read range by range from here on."""
+        self.table = self.engine.settle(self.table)
+
     def _joined(self, found: Any, value: str) -> Any:
         """The table with what was found beside its rows, or None where nothing was."""
         number = len(self.entries)
@@ -123,13 +133,6 @@ class WorkTable:
         if not self.engine.value(kept.count()):
             return None
         return self.table.left_join(kept, self.table[ROW] == kept[f"row{number}"])
-
-
-def as_text(column: Any) -> Any:
-    """Return cells as a log shows them: whole numbers without ``.0``."""
-    if column.type().is_floating():
-        return column.cast("string").re_replace(r"\.0$", "")
-    return column.cast("string")
 
 
 def num_words(column: Any) -> Any:

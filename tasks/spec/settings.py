@@ -57,6 +57,9 @@ class Settings(Value):
     data_memory_bytes: int = Field(
         default=384 << 20, ge=128 << 20, description="what cleaning may hold in memory; beyond it, it goes to disk"
     )
+    spark_master: str = Field(
+        default="", description="the Spark that cleans: spark://host:7077, or local[*] for this machine; none: DuckDB"
+    )
     step_memory_bytes: int = Field(default=2 << 30, ge=256 << 20, description="of a step that runs in a container")
     training_slots: int = Field(default=2, ge=1, description="ranks that may train at once: the training pool")
     gpus: int = Field(default=0, ge=0, description="GPUs of this machine: the pool of those who ask for one")

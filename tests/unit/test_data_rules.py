@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from tasks.data.clean import clean
-from tasks.data.engine import SCRATCH
+from tasks.data.engine import SCRATCH, Runs
 from tasks.data.minhash import bands, similarity
 from tasks.spec.clean import CleanRule
 from tasks.spec.data import Data, Split
@@ -308,11 +308,17 @@ def test_the_same_request_gives_the_same_bytes_whatever_the_memory(tmp_path):
     )  # fmt: skip
     found = []
     for memory in (128 << 20, 512 << 20):
-        result = clean(request, tmp_path / "room", memory)
+        result = clean(request, tmp_path / "room", Runs(memory))
         written = [tmp_path / "room" / f"{name}.parquet" for name in ("data", "repairs", "quarantine")]
         found.append([path.read_bytes() for path in written])
         assert result.rows_in == rows == result.rows_out + result.dropped_rows
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("text", ["random() * n", "now()", "current_date", "uuid()", "get_current_timestamp()"])
+def test_an_expression_that_differs_each_time_is_refused(tmp_path, text):
+    with pytest.raises(BadRequest, match="differs each time, must be left out"):
+        run(tmp_path, {"t": ["a"], "n": [1.0]}, {"rule": "condition", "where": f"({text}) IS NOT NULL"})
 
 
 WORDS = st.lists(st.one_of(st.none(), st.sampled_from(["a", "b", " a", "A", "ab", ""])), min_size=1, max_size=12)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tasks.data.clean import cleaned_table
-from tasks.data.engine import engine
+from tasks.data.engine import Runs, engine
 from tasks.data.repair import Meaning
 from tasks.data.suggest import fragment, suggest
 from tasks.spec.data import Data
@@ -45,7 +45,7 @@ def test_a_dependency_is_found_with_its_support_and_repairs_the_table(tmp_path):
     (one,) = [item for item in found if item.rule.rule == "dependency"]
     assert 0.95 < one.support < 1
     assert one.rows == ROWS
-    with engine(tmp_path / "room", tmp_path, 128 << 20) as running:
+    with engine(tmp_path / "room", tmp_path, Runs(128 << 20)) as running:
         work = cleaned_table(running, tuple(s.rule for s in found), tmp_path / "raw.parquet", Meaning((), "", ()))
         cities = running.table(work.alive("city")).column(work.place("city")).to_pylist()
     assert {city[:4] for city in cities} == {"city"}
