@@ -44,8 +44,8 @@ def clean(request: CleanRequest, room: Path, runs: Runs = RUNS) -> CleanResult:
     with engine(room, path.parent, runs) as running:
         base = inferred(request, raw, _base(request, raw, path, room), room)
         work = cleaned_table(running, request.rules, base, _meaning(request), _image(request))
-        _check_columns(request, work)
         work.settle()
+        _check_columns(request, work)
         written = write_rows(request, work, raw, room, read(request.corrections))
         by_rule = write_repairs(work, room / "repairs.parquet", request.label.column, written.changes)
     if not written.rows:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.data.engine import ROW, Engine, builtin, line
+from tasks.data.engine import ROW, Engine, builtin, kinds_of, line
 from tasks.spec.errors import BadRequest, TryAgain
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ class Duck(Engine):
     def scan(self, path: Path, schema: pa.Schema) -> Any:
         import ibis
 
-        types = ["float64" if str(kind) == "double" else "string" for kind in schema.types]
-        kinds = {f"c{place}": kind for place, kind in enumerate(types)}
+        kinds = kinds_of(schema)
         columns = ", ".join([*kinds, ROW])
         source = f"read_parquet('{_quoted(path)}', file_row_number = true) AS t({columns})"
         self.run(f"CREATE OR REPLACE TEMP VIEW raw AS SELECT {columns} FROM {source}")

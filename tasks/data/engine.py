@@ -133,6 +133,11 @@ class Engine(ABC):
         return str(ibis.to_sql(found.as_table(), dialect=self.ibis_dialect))
 
 
+def kinds_of(schema: pa.Schema) -> dict[str, str]:
+    """Return the engine's names of a file's columns, by their place, and Ibis's of what they hold."""
+    return {f"c{place}": "float64" if str(kind) == "double" else "string" for place, kind in enumerate(schema.types)}
+
+
 def builtin(name: str, takes: tuple[Any, ...], gives: str) -> Any:
     """Return a function of the engine's own as one that expressions call."""
     import inspect

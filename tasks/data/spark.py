@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.data import spark_workers as workers
-from tasks.data.engine import ROW, Engine, Runs, builtin, line
+from tasks.data.engine import ROW, Engine, Runs, builtin, kinds_of, line
 from tasks.spec.errors import BadRequest, TryAgain
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ class Spark(Engine):
     def scan(self, path: Path, schema: pa.Schema) -> Any:
         import ibis
 
-        types = ["float64" if str(kind) == "double" else "string" for kind in schema.types]
-        kinds = {f"c{place}": kind for place, kind in enumerate(types)}
+        kinds = kinds_of(schema)
         columns = [f"{_quoted(name)} AS c{place}" for place, name in enumerate(schema.names)]
         if "_metadata" in schema.names:
             raise BadRequest("data.clean: Spark has a column '_metadata' of its own; rename it, or clean on DuckDB")

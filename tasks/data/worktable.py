@@ -123,7 +123,7 @@ class WorkTable:
         return column.cast("string")
 
     def settle(self) -> None:
-        """Be read range by range from here on."""
+        """Be read several times from here on."""
         self.table = self.engine.settle(self.table)
 
     def _joined(self, found: Any, value: str) -> Any:
