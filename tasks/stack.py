@@ -25,6 +25,8 @@ from tasks.spec.settings import SCHEMA_VERSION
 from tasks.store.files import write_json, write_whole
 
 AIRFLOW = ("api-server", "scheduler", "dag-processor", "triggerer")
+# These start while Airflow's database is migrated: they need none, or not before the first request.
+EARLY = ("gateway", "mlflow", "airflow-api-server")
 HEALTH_SECONDS = 120
 # Airflow loads this before it forks a process for each task, which then need not import the same again.
 LOCAL_SETTINGS = "import tasks.notify\nimport tasks.plan  # noqa: F401\n"
@@ -77,9 +79,8 @@ def up(site: Site, say: Say) -> None:
         supervisor.start()
     Gateway(site.settings).prepare()
     wanted = programs(site)
-    # These two need no database of Airflow's, so they start while it is migrated.
     for program in wanted:
-        if program.name in ("gateway", "mlflow"):
+        if program.name in EARLY:
             supervisor.add(program)
     say("migrating Airflow's database")
     migrate(site)
@@ -177,6 +178,10 @@ def health(site: Site) -> dict[str, str]:
     """Return each component's state: ``healthy``, or what is wrong."""
     airflow = AirflowApi(site).health()
     states = {f"airflow {name}": state for name, state in airflow.items()} or {"airflow": "not answering"}
+    # Tasks report to this part of the API server; it is built at its first request, which takes seconds.
+    states["airflow execution API"] = (
+        "healthy" if _answers(f"{site.settings.airflow_url}/execution/health") else "not answering"
+    )
     states["mlflow"] = "healthy" if _answers(f"{site.settings.mlflow_url}/health") else "not answering"
     states["gateway"] = "healthy" if _answers(f"{site.settings.gateway_admin_url}/ready") else "not answering"
     return states
@@ -184,7 +189,7 @@ def health(site: Site) -> dict[str, str]:
 
 def log_name(component: str) -> str:
     """Return the program whose log tells about a component of the health page."""
-    known = {"airflow": "airflow-api-server", "airflow metadatabase": "airflow-api-server"}
+    known = dict.fromkeys(("airflow", "airflow execution API", "airflow metadatabase"), "airflow-api-server")
     return known.get(component, component.replace(" ", "-").replace("_", "-"))
 
 

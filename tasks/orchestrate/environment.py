@@ -69,6 +69,8 @@ def airflow_environment(site: Site) -> dict[str, str]:
         # After a scheduler's death its tasks are taken up again within a minute; the defaults are five.
         "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
         "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "40",
+        # An executor slot often stays taken that long after its task has ended; the default is 5 s.
+        "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         "USAGE_DATA_COLLECTION__ENABLED": "False",
     }
     environment = {f"AIRFLOW__{name}": value for name, value in sections.items()}
