@@ -1,16 +1,17 @@
-"""Near copies across splits: a holdout row that training has too but for a little noise, a date, a changed name.
+"""Near copies across splits: a row of validation or holdout that an earlier split has too, but for a little noise, a
+date, a changed name.
 
 Every row becomes a unit vector, projected at random to a few numbers (Johnson and Lindenstrauss 1984), which keeps
 angles well enough to find candidates; the nearest candidates are then compared in full.
 
-    B rows   h holdout rows   t other rows   D full width   d projected width
+    B rows   h rows of one split   t rows of the splits before it   D full width   d projected width
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tasks.data.table import images, numbers
+from tasks.data.table import SPLITS, images, numbers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,21 +31,21 @@ DIGITS = 3
 
 
 def near_copies(table: pa.Table, feature: Feature, splits: np.ndarray, max_rows: int) -> np.ndarray:
-    """Return which holdout rows have a near copy in another split, bool [B]; an equal row is near too.
-    Ids are equal or not, and near to none.
+    """Return which rows have a near copy in an earlier split (``table.SPLITS``), bool [B]; an equal row is near
+    too. Ids are equal or not, and near to none.
 
-    At most ``max_rows`` holdout rows are looked at, a seeded sample, against at most five times as many.
+    At most ``max_rows`` rows of a split are looked at, a seeded sample, against at most five times as many.
     """
     import numpy as np
 
     found = np.zeros(table.num_rows, bool)
     if feature.kind == "ids":
         return found
-    ours = _sample(np.flatnonzero(splits == "holdout"), max_rows)
-    others = _sample(np.flatnonzero(splits != "holdout"), 5 * max_rows)
-    if len(ours) and len(others):
-        part = table.take(np.concatenate([ours, others]))
-        found[ours] = _near(part, feature, len(ours))
+    for place, split in enumerate(SPLITS):
+        ours = _sample(np.flatnonzero(splits == split), max_rows)
+        before = _sample(np.flatnonzero(np.isin(splits, SPLITS[:place])), 5 * max_rows)
+        if len(ours) and len(before):
+            found[ours] = _near(table.take(np.concatenate([ours, before])), feature, len(ours))
     return found
 
 

@@ -150,6 +150,7 @@ def _facts(request: VersionRequest, data: Path, digest: str, name: str) -> dict[
         "rows_by_split": {split: 0 for split in SPLITS} | _counts(table.column("split")),
         "class_counts": dict(sorted(class_counts(table, request.feature).items())),
         "schema": profile["schema"],
+        "cleaning": json.loads((open_room(request.clean) / "report.json").read_text())["rules"],
         "validation": validation,
         "labels": json.loads((labels / "report.json").read_text()),
         "history": profile["history"],

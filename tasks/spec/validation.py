@@ -66,9 +66,9 @@ class LabelRules(Value):
 
     min_class_ratio: Ratio = Field(default=0.01, description="the rarest class")
     max_conflict_ratio: Ratio = Field(default=0.01, description="equal features under different labels")
-    max_leaked_ratio: Ratio = Field(default=0.0, description="holdout rows whose features are in training too")
+    max_leaked_ratio: Ratio = Field(default=0.0, description="rows whose features are in an earlier split too")
     max_near_leaked_ratio: Ratio | None = Field(
-        default=None, description="holdout rows with a near copy in training; none: reported, never refused"
+        default=None, description="rows with a near copy in an earlier split; none: reported, never refused"
     )
     max_noise_ratio: Ratio = Field(default=0.1, description="estimated wrong labels (confident learning)")
     max_class_noise_ratio: Ratio | None = Field(

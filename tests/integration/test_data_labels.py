@@ -154,9 +154,9 @@ def test_conflicts_and_leaks_are_counted_and_listed(tmp_path, digits):
     twins = relabelled(twins, [str((int(label) + 1) % 10) for label in twins.column("label").to_pylist()])
     twins = twins.set_column(twins.column_names.index("split"), "split", pa.array(["holdout"] * 30))
     result, _ = run(tmp_path, pa.concat_tables([digits, twins]))
-    in_training = sum(split != "holdout" for split in digits.slice(0, 30).column("split").to_pylist())
+    earlier = sum(split != "holdout" for split in digits.slice(0, 30).column("split").to_pylist())
     assert result.conflicts == 60
-    assert result.leaked == in_training
+    assert result.leaked == earlier
     assert result.verdict.verdict == "fail"
     listed = pq.read_table(tmp_path / "room" / "conflicts.parquet").to_pylist()
     assert len(listed) == 60

@@ -32,6 +32,7 @@ from tasks.store.manifest import verify, write_manifest
 pytestmark = pytest.mark.timeout(120)
 VALIDATION = {"success": True, "evaluated": 9, "failed": [], "warned": [], "compared_with": None}
 LABELS = {"noise_ratio": 0.02, "suspects": 1, "audited_rows": 30, "measurements": []}
+CLEANED = [{"rule": "trim", "column": "text", "changed_cells": 7, "dropped_rows": 2}]
 CHILD = """
 import sys
 from pathlib import Path
@@ -57,6 +58,7 @@ def request_of(folder: Path, table: pa.Table, workload: str = "w", quarantine: t
     for name in ("clean", "data", "labels"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     pq.write_table(table, folder / "clean" / "data.parquet")
+    write_json(folder / "clean" / "report.json", {"rules": CLEANED})
     schema = {field.name: str(field.type) for field in table.schema}
     profile = {"columns": {}, "history": None, "schema": schema, "max_shift": 0.3}
     write_json(folder / "data" / "profile.json", profile)
@@ -425,3 +427,11 @@ def test_copies_of_training_rows_are_in_the_revision_and_counted_apart(tmp_path)
     assert show(repository, result.revision)["rows"] == 30
     assert result.revision != version(request, tmp_path / "plain", repository).revision
     assert "augmented copies" in file_of(repository, result.revision, "report.html").decode()
+
+
+def test_the_page_of_a_revision_counts_what_cleaning_did_by_rule(tmp_path):
+    request, repository = request_for(tmp_path), tmp_path / "datasets"
+    name = version(request, tmp_path / "room", repository).revision
+    row = '<td><b>trim</b></td><td>text</td><td class="number">7</td><td class="number">2</td>'
+    assert row in file_of(repository, name, "report.html").decode()
+    assert show(repository, name)["cleaning"] == CLEANED

@@ -169,6 +169,10 @@ def test_near_copies_are_found_across_splits_for_every_kind():
     image = ImageFeature(kind="image", height=8, width=8)
     assert near_copies(pa.table({"pixels": column}), image, splits, 100).tolist() == [False, False, False, True]
     assert not near_copies(pa.table({"text": texts}), TEXT, np.array(["train"] * 4), 100).any()
+    earlier = np.array(["train", "train", "train", "validation"])
+    assert near_copies(pa.table({"text": texts}), TEXT, earlier, 100).tolist() == [False, False, False, True]
+    later = np.array(["holdout", "train", "train", "validation"])
+    assert near_copies(pa.table({"text": texts}), TEXT, later, 100).tolist() == [True, False, False, False]
 
 
 def test_a_picture_is_a_png_that_a_library_reads():
