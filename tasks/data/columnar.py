@@ -10,6 +10,7 @@ from tasks.spec.errors import BadRequest
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 # The metadata is read whole; a file with a million row groups is one that nobody can read.
 FOOTER_BYTES = 32 << 20
@@ -34,17 +35,24 @@ class Columnar:
         """Yield the named columns.
 
         Raises:
-            BadRequest: a damaged page.
+            BadRequest: a damaged page, or not as many rows as the footer says; Arrow itself does not mind.
         """
         import pyarrow as pa
 
+        file, rows = self._open(), 0
         try:
             # Read as it is asked for: a row group may be larger than memory.
-            yield from self._open().iter_batches(batch_size=self._batch_rows, columns=columns, use_threads=False)
+            for batch in file.iter_batches(batch_size=self._batch_rows, columns=columns, use_threads=False):
+                rows += batch.num_rows
+                yield batch
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise self._error(error) from None
+        groups = sum(file.metadata.row_group(place).num_rows for place in range(file.metadata.num_row_groups))
+        for said in (file.metadata.num_rows, groups):
+            if said != rows:
+                raise BadRequest(f"{self._name}: has {rows} rows, and its footer says {said}; write it again")
 
-    def _open(self) -> object:
+    def _open(self) -> pq.ParquetFile:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
