@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # The metadata is read whole; a file with a million row groups is one that nobody can read.
 FOOTER_BYTES = 32 << 20
+BATCH_BYTES = 8 << 20
 
 
 class Columnar:
@@ -40,15 +41,17 @@ class Columnar:
         import pyarrow as pa
 
         file, rows = self._open(), 0
+        groups = [file.metadata.row_group(place) for place in range(file.metadata.num_row_groups)]
+        widest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+        most = max(1, min(self._batch_rows, BATCH_BYTES // max(widest, 1)))
         try:
             # Read as it is asked for: a row group may be larger than memory.
-            for batch in file.iter_batches(batch_size=self._batch_rows, columns=columns, use_threads=False):
+            for batch in file.iter_batches(batch_size=most, columns=columns, use_threads=False):
                 rows += batch.num_rows
                 yield batch
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise self._error(error) from None
-        groups = sum(file.metadata.row_group(place).num_rows for place in range(file.metadata.num_row_groups))
-        for said in (file.metadata.num_rows, groups):
+        for said in (file.metadata.num_rows, sum(group.num_rows for group in groups)):
             if said != rows:
                 raise BadRequest(f"{self._name}: has {rows} rows, and its footer says {said}; write it again")
 

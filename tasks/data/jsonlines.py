@@ -12,7 +12,8 @@ from tasks.spec.errors import BadRequest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BATCH_ROWS = 16_384
+# A batch ends at whichever comes first.
+BATCH_ROWS, BATCH_BYTES = 16_384, 8 << 20
 LINE_BYTES = 4 << 20
 
 
@@ -37,15 +38,18 @@ class JsonLines:
             BadRequest: a line that is no JSON object, unless such lines are kept aside.
         """
         rows: list[list[Any]] = []
-        for _, record in self._records(self._rejects):
+        num_bytes = 0
+        for size, record in self._records(self._rejects):
             rows.append([record.get(name) for name in columns])
-            if len(rows) == BATCH_ROWS:
+            num_bytes += size
+            if len(rows) == BATCH_ROWS or num_bytes >= BATCH_BYTES:
                 yield self._batch(columns, rows)
-                rows = []
+                rows, num_bytes = [], 0
         if rows:
             yield self._batch(columns, rows)
 
     def _records(self, rejects: Rejects) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each line's bytes and object."""
         self._stream.seek(0)
         number = 0
         while line := self._stream.readline(LINE_BYTES + 1):
@@ -56,7 +60,7 @@ class JsonLines:
                 continue
             number += 1
             try:
-                yield number, _record(text)
+                yield len(line), _record(text)
             except (ValueError, RecursionError) as error:
                 rejects.unread(number, f"is no JSON object ({error}); correct that line", text)
 

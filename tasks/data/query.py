@@ -15,7 +15,7 @@ from tasks.spec.source import SqlSource
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BATCH_ROWS = 8192
+BATCH_ROWS = 1024
 NAME = "data.source.query"
 
 

@@ -13,7 +13,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -322,15 +321,3 @@ def test_a_file_of_the_web_must_have_its_digest(tmp_path, address):
         run(tmp_path, source.model_copy(update={"url": f"{address}/none.csv"}), TEXT)
     with pytest.raises(TryAgain, match="can't be fetched: ConnectError"):
         run(tmp_path, source.model_copy(update={"url": "http://127.0.0.1:9/d.csv"}), TEXT)
-
-
-def test_a_large_file_is_read_in_bounded_memory(tmp_path):
-    """Forty batches: what is held at once is one row group."""
-    rows = 400_000
-    frame = pa.table({"a": np.arange(rows), "b": np.arange(rows) / 3, "label": pa.array(["x"] * rows)})
-    pq.write_table(frame, tmp_path / "d.parquet")
-    before = pa.total_allocated_bytes()
-    peak_before = pa.default_memory_pool().max_memory()
-    result, _ = run(tmp_path, files("d.parquet"), TABLE)
-    assert result.rows == rows
-    assert pa.default_memory_pool().max_memory() - max(before, peak_before) < 100 << 20
