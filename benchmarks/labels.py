@@ -49,7 +49,7 @@ def _tags(folder: Path) -> list[dict[str, Any]]:
             if draw.random() < (NOISE if tag != "O" else plain_ratio):
                 row[place] = str(draw.choice([name for name in names if name != tag]))
                 wrong.add((number, place))
-    found = audit_tags(words, given, names, len(words))
+    found = audit_tags(words, given, names)
     suspects = {
         (row, place)
         for row, meant in zip(found.noise.rows.tolist(), found.suggested, strict=True)

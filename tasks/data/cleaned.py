@@ -1,7 +1,7 @@
 """What cleaning leaves: the cleaned rows, the repair log and the quarantine, each written as it is computed.
 
 Files are written in row groups of one size whatever batches the engine hands out: the same request gives the
-same bytes.
+same bytes. How many rows a group has follows from the raw table, so that one of them fits into memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tasks.spec.requests import CleanRequest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-GROUP_ROWS = 131_072
+GROUP_ROWS, GROUP_BYTES, MIN_GROUP_ROWS = 131_072, 32 << 20, 64
 # Beside the workload's own names, which hold no NUL.
 OWN = AT, GONE, WHY = "\0row", "\0dropped", "\0why"
 
@@ -39,15 +39,15 @@ class Written(NamedTuple):
 
 
 class Groups:
-    """A Parquet file written in row groups of exactly ``GROUP_ROWS`` (the last may be smaller)."""
+    """A Parquet file written in row groups of exactly ``rows`` (the last may be smaller)."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, rows: int = GROUP_ROWS) -> None:
         import pyarrow.parquet as pq
 
         # Numbers are mostly distinct: trying a dictionary on them costs more than it saves.
         texts = [field.name for field in schema if str(field.type) == "string" and field.name != "row_id"]
         self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=texts)
-        self._schema, self._held, self._rows = schema, list[Any](), 0
+        self._schema, self._held, self._rows, self._group = schema, list[Any](), 0, rows
 
     def __enter__(self) -> Groups:
         return self
@@ -60,15 +60,15 @@ class Groups:
     def add(self, table: pa.Table) -> None:
         self._held.append(table)
         self._rows += table.num_rows
-        while self._rows >= GROUP_ROWS:
-            self._write(GROUP_ROWS)
+        while self._rows >= self._group:
+            self._write(self._group)
 
     def _write(self, count: int) -> None:
         import pyarrow as pa
 
         # One chunk a group: where chunks meet, pages would end.
         whole = pa.concat_tables(self._held)
-        self._writer.write_table(whole.slice(0, count).combine_chunks(), row_group_size=GROUP_ROWS)
+        self._writer.write_table(whole.slice(0, count).combine_chunks(), row_group_size=self._group)
         self._held, self._rows = [whole.slice(count)], self._rows - count
 
 
@@ -170,9 +170,10 @@ def write_rows(
     counts, changes = dict.fromkeys(SPLITS, 0), list[Change]()
     has_validation, cuts = _has_validation(request, work), _cuts(request, work, raw)
     quarantine = _quarantine_schema(raw.schema)
+    size = max(MIN_GROUP_ROWS, min(GROUP_ROWS, raw.fitting(GROUP_BYTES)))
     with (
-        Groups(room / "data.parquet", _data_schema(request)) as data,
-        Groups(room / "quarantine.parquet", quarantine) as aside,
+        Groups(room / "data.parquet", _data_schema(request), size) as data,
+        Groups(room / "quarantine.parquet", quarantine, size) as aside,
     ):
         for (start, stop), rows in _ranges(request, work, raw):
             alive = rows.filter(rows.column(GONE).is_null())

@@ -14,10 +14,11 @@ from tasks.data.near import near_copies
 from tasks.data.noise import Noise, audit, wilson
 from tasks.data.numeric import validate_numbers
 from tasks.data.queue import Item, write_queue
-from tasks.data.table import empty_room, read_table, row_digests, write_table
+from tasks.data.rawrows import RawRows
+from tasks.data.table import empty_room, sample, write_table
 from tasks.data.tagging import TagNoise, audit_tags
 from tasks.data.truth import Annotations, annotations
-from tasks.data.twins import conflicting, leaked
+from tasks.data.twins import conflicting, digests_of, leaked
 from tasks.gate.judge import judge
 from tasks.spec.requests import ValidateLabelsRequest, ValidateLabelsResult
 from tasks.spec.rules import Evidence, Measurement, Rule
@@ -58,17 +59,17 @@ def validate_labels(request: ValidateLabelsRequest, room: Path) -> ValidateLabel
     """
     if request.label.kind == "number":
         return validate_numbers(request, room)
-    table = read_table(open_room(request.clean) / "data.parquet")
+    rows = RawRows(open_room(request.clean) / "data.parquet")
     right = confirmed(read(request.corrections))
-    found = _measure(request, table)
-    found = without_confirmed(found, table.column("label").to_pylist(), right)
+    found = _measure(request, rows)
+    found = without_confirmed(found, rows.column("label").to_pylist(), right)
     said = annotations(open_room(request.clean))
     evidence = Evidence(subject=(*measurements(found), *said.measurements))
     verdict = judge(rules(request.rules), evidence)
     empty_room(room)
-    write_table(room / "suspects.parquet", _suspects(table, found))
-    write_table(room / "conflicts.parquet", _conflicts(table, found))
-    write_queue(room, request, table, [*_queue(table, found, right), *_disputed(table, found, said, right)])
+    write_table(room / "suspects.parquet", _suspects(rows, found))
+    write_table(room / "conflicts.parquet", _conflicts(rows, found))
+    write_queue(room, request, rows, [*_queue(rows, found, right), *_disputed(rows, found, said, right)])
     result = ValidateLabelsResult(
         verdict=verdict,
         class_counts=found.class_counts,
@@ -77,7 +78,7 @@ def validate_labels(request: ValidateLabelsRequest, room: Path) -> ValidateLabel
         suspects=len(found.noise.rows),
         noise_ratio=found.noise.ratio,
     )
-    sizes = {"rows": table.num_rows, "audited_rows": found.noise.samples, "annotators": said.facts}
+    sizes = {"rows": rows.rows, "audited_rows": found.noise.samples, "annotators": said.facts}
     measured = {"measurements": [item.model_dump(mode="json") for item in evidence.subject]}
     write_json(room / "report.json", result.model_dump(mode="json", exclude={"room"}) | sizes | measured)
     return result
@@ -135,20 +136,20 @@ def measurements(found: Found) -> tuple[Measurement, ...]:
     )
 
 
-def _measure(request: ValidateLabelsRequest, table: pa.Table) -> Found:
+def _measure(request: ValidateLabelsRequest, rows: RawRows) -> Found:
     import numpy as np
 
-    names = request.label.names
-    codes = _codes(request, table)
-    audited = _audited(request, table, codes)
-    digests = row_digests(table, request.feature)
-    splits = np.array(table.column("split").to_pylist())
+    names, labels = request.label.names, rows.column("label")
+    codes = _codes(request, labels)
+    digests, missing = digests_of(rows, request.feature)
+    audited = _audited(request, rows, np.where(missing, -1, codes) if len(codes) == len(missing) else codes)
+    splits = np.array(rows.column("split").to_pylist())
     return Found(
         codes=codes,
         class_counts={name: int((codes == code).sum()) for code, name in enumerate(names)},
-        conflicting=conflicting(digests, table.column("label").to_pylist()),
+        conflicting=conflicting(digests, labels.to_pylist()),
         leaked=leaked(digests, splits),
-        near=near_copies(table, request.feature, splits, request.rules.max_audited_rows),
+        near=near_copies(rows, request.feature, splits, request.rules.max_audited_rows),
         digests=digests,
         noise=audited.noise,
         suggested=audited.suggested,
@@ -156,28 +157,29 @@ def _measure(request: ValidateLabelsRequest, table: pa.Table) -> Found:
     )
 
 
-def _codes(request: ValidateLabelsRequest, table: pa.Table) -> np.ndarray:
+def _codes(request: ValidateLabelsRequest, labels: pa.ChunkedArray) -> np.ndarray:
     """The class index of each row's label, or of each word's tag, in order; -1 where it is no class."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    labels = table.column("label")
     if request.feature.kind == "tokens":
         labels = pc.list_flatten(pc.split_pattern(labels, " "))
     index = pc.index_in(labels, value_set=pa.array(request.label.names, pa.string()))
     return np.asarray(pc.fill_null(index, -1).combine_chunks(), dtype=np.int64)
 
 
-def _audited(request: ValidateLabelsRequest, table: pa.Table, codes: np.ndarray) -> TagNoise:
+def _audited(request: ValidateLabelsRequest, rows: RawRows, codes: np.ndarray) -> TagNoise:
     import numpy as np
 
     names, most = request.label.names, request.rules.max_audited_rows
     if request.feature.kind == "tokens":
-        sides = (table.column(name).to_pylist() for name in (request.feature.column, "label"))
-        sentences, tags = ([text.split(" ") if text else [] for text in side] for side in sides)
-        return audit_tags(sentences, tags, names, most)
-    noise = audit(table, request.feature, codes, most)
+        picked = sample(np.arange(rows.rows), most)
+        table = rows.take(picked, [request.feature.column, "label"])
+        sentences, tags = ([text.split(" ") if text else [] for text in side.to_pylist()] for side in table.columns)
+        found = audit_tags(sentences, tags, names)
+        return found._replace(noise=found.noise._replace(rows=picked[found.noise.rows]))
+    noise = audit(rows, request.feature, codes, most)
     return TagNoise(noise, [names[code] for code in noise.suggested], np.ones(len(noise.rows), np.int64))
 
 
@@ -206,7 +208,7 @@ def without_confirmed(found: Found, labels: list[str | None], right: set[tuple[s
     return found._replace(noise=noise, suggested=left, counts=counts[~mask])
 
 
-def _queue(table: pa.Table, found: Found, right: set[tuple[str, str]]) -> list[Item]:
+def _queue(rows: RawRows, found: Found, right: set[tuple[str, str]]) -> list[Item]:
     """What people should look at: suspects, worst first; then rows in conflict, twins side by side."""
     import numpy as np
 
@@ -216,17 +218,17 @@ def _queue(table: pa.Table, found: Found, right: set[tuple[str, str]]) -> list[I
         Item(int(row), keys[row], suggested, float(quality), suspected)
         for row, suggested, quality in zip(noise.rows, found.suggested, noise.quality, strict=True)
     ]
-    seen, labels = set(noise.rows.tolist()), table.column("label").to_pylist()
+    seen, labels = set(noise.rows.tolist()), rows.column("label").to_pylist()
     rest = [row for row in np.flatnonzero(found.conflicting) if row not in seen]
     rest = sorted((row for row in rest if (keys[row], labels[row]) not in right), key=lambda row: keys[row])
     return items + [Item(int(row), keys[row], "", None, "equal rows have different labels") for row in rest]
 
 
-def _disputed(table: pa.Table, found: Found, said: Annotations, right: set[tuple[str, str]]) -> list[Item]:
+def _disputed(rows: RawRows, found: Found, said: Annotations, right: set[tuple[str, str]]) -> list[Item]:
     """Rows that their annotators leave in doubt, the least certain first, apart from those queued already."""
     seen = {int(row) for row in found.noise.rows}
-    places = {row_id: place for place, row_id in enumerate(table.column("row_id").to_pylist())}
-    labels, items = table.column("label").to_pylist(), []
+    places = {row_id: place for place, row_id in enumerate(rows.column("row_id").to_pylist())}
+    labels, items = rows.column("label").to_pylist(), []
     for line in said.disputed:
         place = places.get(line["row_id"])
         if place is None or place in seen or (found.digests[place].decode(), labels[place]) in right:
@@ -236,23 +238,23 @@ def _disputed(table: pa.Table, found: Found, said: Annotations, right: set[tuple
     return items
 
 
-def _suspects(table: pa.Table, found: Found) -> pa.Table:
+def _suspects(rows: RawRows, found: Found) -> pa.Table:
     import pyarrow as pa
 
     noise = found.noise
-    rows = table.select(["row_id", "label"]).take(pa.array(noise.rows, pa.int64()))
+    picked = rows.take(noise.rows, ["row_id", "label"])
     suggested = pa.array(found.suggested, pa.string())
     quality = pa.array(noise.quality, pa.float64())
-    return rows.append_column("suggested", suggested).append_column("quality", quality)
+    return picked.append_column("suggested", suggested).append_column("quality", quality)
 
 
-def _conflicts(table: pa.Table, found: Found) -> pa.Table:
+def _conflicts(rows: RawRows, found: Found) -> pa.Table:
     """The rows in conflict, twins side by side: ``group`` is the same for equal features."""
     import numpy as np
     import pyarrow as pa
 
-    rows = np.flatnonzero(found.conflicting)
-    rows = rows[np.argsort(found.digests[rows], kind="stable")]
-    group: Any = [digest.decode()[:16] for digest in found.digests[rows]]
-    picked = table.select(["row_id", "label", "split"]).take(pa.array(rows, pa.int64()))
+    places = np.flatnonzero(found.conflicting)
+    places = places[np.argsort(found.digests[places], kind="stable")]
+    group: Any = [digest.decode()[:16] for digest in found.digests[places]]
+    picked = rows.take(places, ["row_id", "label", "split"])
     return picked.append_column("group", pa.array(group, pa.string()))

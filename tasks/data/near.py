@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tasks.data.table import SPLITS, images, numbers
+from tasks.data.table import SEED, SPLITS, images, numbers, sample
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from tasks.data.rawrows import RawRows
     from tasks.spec.feature import Feature
 
-WIDTH, SEED = 64, 0
+WIDTH = 64
 CANDIDATES = 3
 # Cosines from which two rows are near: texts by their letter triples and quadruples, images by their pixels around
 # the mean. Rows are candidates from SLACK below, about four standard deviations of the projection's error.
@@ -30,7 +31,7 @@ BLOCK = 1024
 DIGITS = 3
 
 
-def near_copies(table: pa.Table, feature: Feature, splits: np.ndarray, max_rows: int) -> np.ndarray:
+def near_copies(table: pa.Table | RawRows, feature: Feature, splits: np.ndarray, max_rows: int) -> np.ndarray:
     """Return which rows have a near copy in an earlier split (``table.SPLITS``), bool [B]; an equal row is near
     too. Ids are equal or not, and near to none.
 
@@ -38,21 +39,15 @@ def near_copies(table: pa.Table, feature: Feature, splits: np.ndarray, max_rows:
     """
     import numpy as np
 
-    found = np.zeros(table.num_rows, bool)
+    found = np.zeros(len(splits), bool)
     if feature.kind == "ids":
         return found
     for place, split in enumerate(SPLITS):
-        ours = _sample(np.flatnonzero(splits == split), max_rows)
-        before = _sample(np.flatnonzero(np.isin(splits, SPLITS[:place])), 5 * max_rows)
+        ours = sample(np.flatnonzero(splits == split), max_rows)
+        before = sample(np.flatnonzero(np.isin(splits, SPLITS[:place])), 5 * max_rows)
         if len(ours) and len(before):
             found[ours] = _near(table.take(np.concatenate([ours, before])), feature, len(ours))
     return found
-
-
-def _sample(rows: np.ndarray, most: int) -> np.ndarray:
-    import numpy as np
-
-    return rows if len(rows) <= most else np.sort(np.random.default_rng(SEED).choice(rows, most, replace=False))
 
 
 def _near(table: pa.Table, feature: Feature, num_ours: int) -> np.ndarray:

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.data.patches import patch_features
 from tasks.data.ridge import left_out_probabilities
-from tasks.data.table import images, numbers
+from tasks.data.table import SEED, images, numbers, sample
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from tasks.data.rawrows import RawRows
     from tasks.spec.feature import Feature, ImageFeature
 
 # A class with fewer rows can't be in every fold.
 FOLDS, FOLDS_OF_MANY, MANY_ROWS = 5, 3, 5_000
-SEED = 0
 # The 97.5 % quantile of the normal distribution: a 95 % interval.
 Z95 = 1.959964
 
@@ -55,15 +55,16 @@ class Suspects(NamedTuple):
     by_class: np.ndarray
 
 
-def audit(table: pa.Table, feature: Feature, codes: np.ndarray, max_rows: int) -> Noise:
-    """Return the label errors of a table; ``codes`` are its class indices, int64 [B], -1 where unknown.
+def audit(table: pa.Table | RawRows, feature: Feature, codes: np.ndarray, max_rows: int) -> Noise:
+    """Return the label errors of a table; ``codes`` are its class indices, int64 [B], -1 where unknown or where the
+    features are missing.
 
     At most ``max_rows`` rows are audited, a seeded sample. Where fewer than two classes have rows enough,
     nothing can be said: 0 samples.
     """
     import numpy as np
 
-    rows = _auditable(table, feature, codes, max_rows)
+    rows = _auditable(codes, max_rows)
     classes, labels = np.unique(codes[rows], return_inverse=True)
     if len(classes) < 2:
         nothing = np.zeros(0, np.int64)
@@ -80,16 +81,11 @@ def wilson(ratio: float, samples: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def _auditable(table: pa.Table, feature: Feature, codes: np.ndarray, max_rows: int) -> np.ndarray:
-    """Indices, ascending, of the rows to audit: known label, features there, of a class of FOLDS rows."""
+def _auditable(codes: np.ndarray, max_rows: int) -> np.ndarray:
+    """Indices, ascending, of the rows to audit, of classes of FOLDS rows."""
     import numpy as np
 
-    usable = codes >= 0
-    if feature.kind != "table":
-        usable &= np.asarray(table.column(feature.column).is_valid().combine_chunks())
-    rows = np.flatnonzero(usable)
-    if len(rows) > max_rows:
-        rows = np.sort(np.random.default_rng(SEED).choice(rows, max_rows, replace=False))
+    rows = sample(np.flatnonzero(codes >= 0), max_rows)
     classes, counts = np.unique(codes[rows], return_counts=True)
     return rows[np.isin(codes[rows], classes[counts >= FOLDS])]
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from tasks.data.near import near_copies
 from tasks.data.queue import write_queue
-from tasks.data.table import empty_room, read_table, row_digests, write_table
-from tasks.data.twins import conflicting, leaked
+from tasks.data.rawrows import RawRows
+from tasks.data.table import empty_room, write_table
+from tasks.data.twins import conflicting, digests_of, leaked
 from tasks.gate.judge import judge
 from tasks.spec.requests import ValidateLabelsRequest, ValidateLabelsResult
 from tasks.spec.rules import Evidence, Measurement, Rule
@@ -18,7 +19,6 @@ from tasks.store.files import write_json
 from tasks.store.room import open_room
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
     from tasks.spec.label import NumberLabel
@@ -41,24 +41,26 @@ def validate_numbers(request: ValidateLabelsRequest, room: Path) -> ValidateLabe
     Raises:
         IntegrityLost: the cleaned room changed.
     """
+    import numpy as np
     import pyarrow as pa
 
-    table = read_table(open_room(request.clean) / "data.parquet")
-    digests = row_digests(table, request.feature)
-    in_conflict = conflicting(digests, [str(label) for label in table.column("label").to_pylist()])
-    in_both = leaked(digests, _splits(table))
-    measured = measurements(table, request.label, int(in_conflict.sum()), int(in_both.sum()))
+    rows = RawRows(open_room(request.clean) / "data.parquet")
+    digests, _ = digests_of(rows, request.feature)
+    labels, splits = rows.column("label"), np.array(rows.column("split").to_pylist())
+    in_conflict = conflicting(digests, [str(label) for label in labels.to_pylist()])
+    in_both = leaked(digests, splits)
+    measured = measurements(labels, request.label, int(in_conflict.sum()), int(in_both.sum()))
     if request.feature.kind == "table":
-        near = near_copies(table, request.feature, _splits(table), request.rules.max_audited_rows)
-        ratio = float(near.sum()) / max(table.num_rows, 1)
-        measured += (Measurement(metric="near_leaked_ratio", value=ratio, samples=table.num_rows),)
+        near = near_copies(rows, request.feature, splits, request.rules.max_audited_rows)
+        ratio = float(near.sum()) / max(rows.rows, 1)
+        measured += (Measurement(metric="near_leaked_ratio", value=ratio, samples=rows.rows),)
     verdict = judge(rules(request.rules), Evidence(subject=measured))
     empty_room(room)
-    rows = table.select(["row_id", "label", "split"])
-    write_table(room / "conflicts.parquet", rows.filter(pa.array(in_conflict)))
+    picked = rows.take(np.flatnonzero(in_conflict), ["row_id", "label", "split"])
+    write_table(room / "conflicts.parquet", picked)
     nothing = {"row_id": pa.string(), "label": pa.float64(), "suggested": pa.string(), "quality": pa.float64()}
     write_table(room / "suspects.parquet", pa.schema(nothing).empty_table())
-    write_queue(room, request, table, [])
+    write_queue(room, request, rows, [])
     result = ValidateLabelsResult(
         verdict=verdict,
         class_counts={},
@@ -68,7 +70,7 @@ def validate_numbers(request: ValidateLabelsRequest, room: Path) -> ValidateLabe
         noise_ratio=None,
     )
     facts = {
-        "rows": table.num_rows,
+        "rows": rows.rows,
         "audited_rows": 0,
         "annotators": [],
         "left_out": {name: why for name, why in LEFT_OUT.items() if name not in {m.metric for m in measured}},
@@ -90,11 +92,11 @@ def rules(limits: LabelRules) -> tuple[Rule, ...]:
     )
 
 
-def measurements(table: pa.Table, label: NumberLabel, conflicts: int, leaks: int) -> tuple[Measurement, ...]:
+def measurements(labels: pa.ChunkedArray, label: NumberLabel, conflicts: int, leaks: int) -> tuple[Measurement, ...]:
     """Return the evidence: ratios of all rows; ``unknown`` is a label that is missing or out of its range."""
     import numpy as np
 
-    found, rows = table.column("label").to_numpy().astype(float), table.num_rows
+    found, rows = labels.to_numpy().astype(float), len(labels)
     # Written so that NaN, which is what a missing one is here, counts as unknown.
     unknown = int((~((found >= label.min) & (found <= label.max))).sum())
 
@@ -107,9 +109,3 @@ def measurements(table: pa.Table, label: NumberLabel, conflicts: int, leaks: int
         of_rows("conflict_ratio", conflicts / max(rows, 1)),
         of_rows("leaked_ratio", leaks / max(rows, 1)),
     )
-
-
-def _splits(table: pa.Table) -> np.ndarray:
-    import numpy as np
-
-    return np.array(table.column("split").to_pylist())

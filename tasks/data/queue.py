@@ -21,6 +21,7 @@ from tasks.store.files import write_whole
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from tasks.data.rawrows import RawRows
     from tasks.spec.requests import ValidateLabelsRequest
 
 COLUMNS = ("row_key", "row_id", "split", "label", "suggested", "quality", "reason", "content", "answer")
@@ -39,11 +40,18 @@ class Item(NamedTuple):
     reason: str
 
 
-def write_queue(room: Path, request: ValidateLabelsRequest, table: pa.Table, items: list[Item]) -> None:
+def write_queue(room: Path, request: ValidateLabelsRequest, table: RawRows, items: list[Item]) -> None:
     """Write ``queue.csv`` with all items and ``queue.html`` with the first SHOWN of them."""
-    rows = [_row(request, table, item) for item in items]
+    import numpy as np
+
+    places = np.array([item.row for item in items], np.int64)
+    features = [] if request.feature.kind == "image" else list(request.feature.columns)
+    picked = table.take(places, ["row_id", "split", "label", *features])
+    items = [item._replace(row=place) for place, item in enumerate(items)]
+    rows = [_row(request, picked, item) for item in items]
     write_whole(room / "queue.csv", _csv(rows))
-    shown = [_shown(request, table, item, row) for item, row in zip(items[:SHOWN], rows[:SHOWN], strict=True)]
+    shown_rows = table.take(places[:SHOWN], list(request.feature.columns))
+    shown = [_shown(request, shown_rows, item, row) for item, row in zip(items[:SHOWN], rows[:SHOWN], strict=True)]
     page = render(
         "queue.html.j2",
         workload=request.workload,

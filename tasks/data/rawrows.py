@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tasks.spec.errors import IntegrityLost
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
-CHUNK_BYTES = 24 << 20
+CHUNK_BYTES, HELD_BYTES = 24 << 20, 128 << 20
 MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 64, 250_000
 
 
 class RawRows:
-    """A Parquet file's rows by their place, holding one row group in memory."""
+    """A Parquet file's rows by their place, holding one row group in memory, or a table of HELD_BYTES whole."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
@@ -34,10 +36,14 @@ class RawRows:
         self._starts = [0]
         for group in groups:
             self._starts.append(self._starts[-1] + group.num_rows)
-        size = sum(group.total_byte_size for group in groups)
-        fitting = CHUNK_BYTES * self.rows // max(1, size)
-        self.chunk_rows = max(MIN_CHUNK_ROWS, min(MAX_CHUNK_ROWS, fitting))
-        self._held: tuple[int, Any] = (-1, None)
+        self._size = sum(group.total_byte_size for group in groups)
+        self._fits = self._size <= HELD_BYTES
+        self.chunk_rows = max(MIN_CHUNK_ROWS, min(MAX_CHUNK_ROWS, self.fitting(CHUNK_BYTES)))
+        self._held: dict[int, pa.Table] = {}
+
+    def fitting(self, num_bytes: int) -> int:
+        """Return how many rows of middle size fit into so many bytes."""
+        return num_bytes * self.rows // max(1, self._size)
 
     def chunks(self) -> list[tuple[int, int]]:
         """Return the ranges that make up the table; each fits into memory."""
@@ -55,10 +61,30 @@ class RawRows:
                 parts.append(group.slice(first - self._starts[number], last - first))
         return pa.concat_tables(parts)
 
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Return a whole column: one of labels or splits, which are small."""
+        return self._file.read([name]).column(0)
+
+    def take(self, places: np.ndarray, columns: list[str] | None = None) -> pa.Table:
+        """Return the rows at the given places, int64 [B], in that order."""
+        import numpy as np
+        import pyarrow as pa
+
+        wanted, order = np.unique(places, return_inverse=True)
+        parts = [self.schema.empty_table().select(columns or self.schema.names)]
+        for number, (first, last) in enumerate(itertools.pairwise(self._starts)):
+            within = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, last)]
+            if len(within):
+                names = parts[0].column_names
+                held = self._group(number).select(names) if self._fits else self._file.read_row_group(number, names)
+                parts.append(held.take(pa.array(within - first)))
+        return pa.concat_tables(parts).take(pa.array(order))
+
     def _group(self, number: int) -> pa.Table:
-        if self._held[0] != number:
-            self._held = (number, self._file.read_row_group(number))
-        return self._held[1]
+        if number not in self._held:
+            kept = self._held if self._fits else {}
+            self._held = kept | {number: self._file.read_row_group(number)}
+        return self._held[number]
 
 
 def write_slim(rows: RawRows, column: str, path: Path) -> None:

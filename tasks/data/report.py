@@ -12,6 +12,7 @@ from tasks.data import drawing
 from tasks.data.page import render
 from tasks.data.picture import data_uri
 from tasks.data.profile import BINS, counted
+from tasks.data.rawrows import RawRows
 from tasks.data.scalars import ROW, VIEW, Scalars, named, opened
 from tasks.data.table import SPLITS, images, read_table
 from tasks.data.tagging import differing
@@ -93,7 +94,8 @@ def _mean_images(request: VersionRequest, data: Path) -> dict[str, str]:
     feature = request.feature
     if feature.kind != "image":
         return {}
-    table = read_table(data, [feature.column, "label"]).slice(0, IMAGE_ROWS)
+    rows = RawRows(data)
+    table = rows.read(0, min(rows.rows, IMAGE_ROWS), [feature.column, "label"])
     pixels, labels = images(table.column(feature.column), feature.shape[0]), np.array(table.column("label").to_pylist())
     means = {name: pixels[labels == name].mean(axis=0) for name in np.unique(labels)}
     return {str(name): data_uri(mean, feature) for name, mean in means.items()}
@@ -189,15 +191,17 @@ def _rebinned(column: dict[str, Any], low: float, high: float) -> list[float]:
 
 def _worst(request: VersionRequest, data: Path) -> list[dict[str, Any]]:
     """The labels that are most likely wrong, with what they label."""
+    import numpy as np
     import pyarrow.compute as pc
 
     suspects = read_table(open_room(request.validate_labels) / "suspects.parquet").slice(0, WORST)
     if not suspects.num_rows:
         return []
-    table = read_table(data)
-    place = pc.index_in(suspects.column("row_id"), value_set=table.column("row_id").combine_chunks()).to_pylist()
-    rows = zip(suspects.to_pylist(), place, strict=True)
-    return [row | _content(request, table, index, row) for row, index in rows if index is not None]
+    rows = RawRows(data)
+    place = pc.index_in(suspects.column("row_id"), value_set=rows.column("row_id").combine_chunks())
+    there = suspects.filter(place.is_valid()).to_pylist()
+    table = rows.take(np.asarray(place.drop_null().combine_chunks(), np.int64), list(request.feature.columns))
+    return [row | _content(request, table, index, row) for index, row in enumerate(there)]
 
 
 def _content(request: VersionRequest, table: Any, index: int, suspect: dict[str, Any]) -> dict[str, str]:

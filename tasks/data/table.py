@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tasks.spec.feature import Feature
 
 SPLITS = ("train", "validation", "holdout")
+SEED = 0
 
 
 def empty_room(room: Path) -> None:
@@ -53,6 +54,13 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     except (OSError, pa.ArrowInvalid, pa.ArrowKeyError) as error:
         reason = " ".join(str(error).split())[:160]
         raise IntegrityLost(f"{path}: can't be read as Parquet: {reason}") from None
+
+
+def sample(places: np.ndarray, most: int) -> np.ndarray:
+    """Return at most so many of the places, int64 ascending: all, or a seeded choice."""
+    import numpy as np
+
+    return places if len(places) <= most else np.sort(np.random.default_rng(SEED).choice(places, most, replace=False))
 
 
 def images(column: pa.ChunkedArray, width: int) -> np.ndarray:

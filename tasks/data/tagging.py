@@ -14,11 +14,12 @@ import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.data.noise import Noise, confident, wilson
+from tasks.data.table import SEED
 
 if TYPE_CHECKING:
     import numpy as np
 
-FOLDS, SEED, WIDTH = 3, 0, 1 << 17
+FOLDS, WIDTH = 3, 1 << 17
 # Words are many and models of them unsure: a tag that the model believes in a little is no suspect.
 MAX_BELIEF = 0.05
 RUNS = re.compile(r"(.)\1+")
@@ -33,18 +34,15 @@ class TagNoise(NamedTuple):
     counts: np.ndarray
 
 
-def audit_tags(sentences: list[list[str]], tags: list[list[str]], names: tuple[str, ...], max_rows: int) -> TagNoise:
-    """Return the label errors of tagged sentences; at most ``max_rows`` of them are audited, a seeded sample.
+def audit_tags(sentences: list[list[str]], tags: list[list[str]], names: tuple[str, ...]) -> TagNoise:
+    """Return the label errors of tagged sentences.
 
     Where fewer than two tags have words enough, nothing can be said: 0 samples.
     """
     import numpy as np
 
     code = {name: place for place, name in enumerate(names)}
-    rows = np.arange(len(sentences))
-    if len(rows) > max_rows:
-        rows = np.sort(np.random.default_rng(SEED).choice(rows, max_rows, replace=False))
-    words = [(row, place) for row in rows for place, tag in enumerate(tags[row]) if tag in code]
+    words = [(row, place) for row in range(len(sentences)) for place, tag in enumerate(tags[row]) if tag in code]
     sentence = np.array([row for row, _ in words], np.int64)
     given = np.array([code[tags[row][place]] for row, place in words], np.int64)
     known, counts = np.unique(given, return_counts=True)

@@ -7,10 +7,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tasks.data.table import SPLITS
+from tasks.data.table import SPLITS, row_digests
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from tasks.data.rawrows import RawRows
+    from tasks.spec.feature import Feature
+
+
+def digests_of(rows: RawRows, feature: Feature) -> tuple[np.ndarray, np.ndarray]:
+    """Return each row's digest, S32 [B], and whether its text or image is missing, bool [B]; read range by range."""
+    import numpy as np
+
+    digests, missing = [np.zeros(0, "S32")], [np.zeros(0, bool)]
+    for start, stop in rows.chunks():
+        table = rows.read(start, stop, list(feature.columns))
+        digests.append(row_digests(table, feature))
+        empty = table.column(0).is_null().combine_chunks()
+        missing.append(np.asarray(empty) if feature.kind != "table" else np.zeros(stop - start, bool))
+    return np.concatenate(digests), np.concatenate(missing)
 
 
 def conflicting(digests: np.ndarray, labels: list[str | None]) -> np.ndarray:
