@@ -124,7 +124,11 @@ def roll(order: Order, site: Site) -> RolloutState:
         return known
     target = _target(order, site)
     with site.ledger.lease(order.workload):
-        check_champion(order, site)
+        try:
+            check_champion(order, site)
+        except Refused:
+            _abandon(order.workload, target, site)
+            raise
         state = begin(
             rollout_id=order.intent_id,
             workload=order.workload,
@@ -136,6 +140,15 @@ def roll(order: Order, site: Site) -> RolloutState:
             now=time.time(),
         )
         return site.rollouts.begin(state)
+
+
+def _abandon(workload: str, target: Version, site: Site) -> None:
+    """Stop the replicas of a candidate whose rollout never begins; those that serve, have served (they may be warm for
+    a rollback) or belong to another release's rollout stay."""
+    served = {row.digest_sha256 for row in site.ledger.history(workload) if row.kind == "commit"}
+    active = site.rollouts.active(workload)
+    if target.digest_sha256 not in served and (active is None or active.candidate != target):
+        stop_replicas(workload, target, site)
 
 
 def check_champion(order: Order, site: Site) -> None:

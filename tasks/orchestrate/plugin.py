@@ -8,9 +8,14 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
 
+from tasks.orchestrate.one_writer import OneWriter
 from tasks.orchestrate.same_origin import SameOrigin
+
+# As Airflow's own configuration names it; other databases lock rows, and are left their concurrency.
+IS_SQLITE = conf.get("database", "sql_alchemy_conn").startswith("sqlite")
 
 
 class DrydockPlugin(AirflowPlugin):
@@ -28,7 +33,10 @@ class DrydockPlugin(AirflowPlugin):
             "nav_top_level": True,
         }
     ]
-    fastapi_root_middlewares = [{"name": "Drydock: same origin", "middleware": SameOrigin}]
+    fastapi_root_middlewares = [
+        {"name": "Drydock: same origin", "middleware": SameOrigin},
+        *([{"name": "Drydock: one writer", "middleware": OneWriter}] if IS_SQLITE else []),
+    ]
 
     @cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -304,3 +305,19 @@ def test_the_plugin_costs_the_other_components_nothing() -> None:
     seconds, *loaded = done.stdout.splitlines()[-1].split()
     assert {name.partition(".")[0] for name in loaded} == {"tasks"}
     assert float(seconds) < 0.05
+
+
+def test_changing_requests_at_once_wait_for_each_other_and_none_fails(server):
+    """SQLite's lock, held by one request, once stopped the event loop on which the other had to go on."""
+    writes = 40
+
+    def write(number: int) -> tuple[int, float]:
+        began = time.monotonic()
+        body = {"key": f"once-{number}", "value": "x"}
+        status = server.ask("/api/v2/variables", method="POST", json=body).status_code
+        return status, time.monotonic() - began
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(write, range(writes)))
+    assert [status for status, _ in found] == [201] * writes
+    assert max(seconds for _, seconds in found) < 4
