@@ -161,7 +161,9 @@ def run(workload: str, local: bool, params: tuple[str, ...], as_json: bool) -> N
     text = f"{workload}: version {result['version']}, package {result['package_sha256'][:12]}"
     if not result["created"]:
         text += "; this package was registered before"
-    elif not local:
+    elif local:
+        text += f"; ./drydock release {workload} {result['version']} rolls it out"
+    else:
         text += f"; its release follows: ./drydock status, or release_{workload} in Airflow"
     give(result, as_json, text)
 
@@ -224,6 +226,12 @@ def release(workload: str, version: str, reason: str) -> None:
     release_version(Site(), workload, version, reason, say)
 
 
+def _check_known(site: Site, workload: str) -> None:
+    """Refuse a name that is neither a workload's nor in the ledger; a workload that was taken away has its history."""
+    if workload not in workload_names(site.workloads) and not site.ledger.history(workload):
+        load_workload(site.workloads, workload)
+
+
 @cli.command()
 @click.argument("workload")
 @click.option("--to", metavar="VERSION", help="default: the previous one")
@@ -234,6 +242,7 @@ def rollback(workload: str, to: str | None, reason: str) -> None:
     from tasks.delivery import rollback as roll_back
     from tasks.spec.settings import resolve
 
+    _check_known(Site(), workload)
     intent_id = f"cli:{user()}:{dt.datetime.now(dt.UTC).isoformat()}"
     order = Order(workload=workload, version=to, actor=user(), reason=reason, intent_id=intent_id)
     # With MLflow hung the traffic is back at once, and the command ends soon after.
@@ -251,6 +260,7 @@ def history(workload: str, at: str | None, passport: str | None, as_json: bool) 
     from tasks.history import history_text, origin_of, served_at
 
     site = Site()
+    _check_known(site, workload)
     if passport:
         found: Any = origin_of(site, workload, passport)
         give(found, as_json, "\n".join(f"{name:<20} {value}" for name, value in found.items()))

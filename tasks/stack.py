@@ -82,8 +82,7 @@ def up(site: Site, say: Say) -> None:
     for program in wanted:
         if program.name in EARLY:
             supervisor.add(program)
-    say("migrating Airflow's database")
-    migrate(site)
+    migrate(site, say)
     for program in wanted:
         supervisor.add(program)
     say("waiting for Airflow, MLflow and the gateway")
@@ -138,7 +137,7 @@ def check_ports(site: Site) -> None:
                 raise BadRequest(f"port {port} ({name}) is taken by another program; set {variable}") from None
 
 
-def migrate(site: Site) -> None:
+def migrate(site: Site, say: Say) -> None:
     """Bring Airflow's database to its schema; done once for each version of Airflow."""
     from importlib.metadata import version
 
@@ -146,6 +145,7 @@ def migrate(site: Site) -> None:
     wanted = version("apache-airflow-core")
     if stamp.exists() and stamp.read_text() == wanted and (site.home / "airflow" / "airflow.db").exists():
         return
+    say("migrating Airflow's database")
     log = site.home / "logs" / "airflow-migrate.log"
     environment = os.environ | airflow_environment(site)
     with log.open("wb") as stream:

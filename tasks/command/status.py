@@ -8,10 +8,12 @@ from tasks.engines.supervisor import Supervisor
 from tasks.site import Site
 from tasks.spec.errors import DrydockError
 from tasks.spec.load import load_workload, workload_names
+from tasks.stack import health, log_name
 from tasks.store.events import read_events
 from tasks.store.space import free_bytes, warning
 
 MOST_EVENTS = 8
+CONCERNS = ("failure", "refusal", "review")
 TOLD = {
     *("failure", "refusal", "review", "approval", "rejection"),
     *("promotion", "rollback", "alias", "route", "notification"),
@@ -47,11 +49,17 @@ def _services(site: Site) -> dict[str, str]:
     except DrydockError:
         return {}
     names = [name for name in infos if not name.startswith(("job-", "svc-"))]
-    return {name: infos[name].state.lower() for name in sorted(names)}
+    states = {name: infos[name].state.lower() for name in sorted(names)}
+    # A process that runs may still be loading, or hang.
+    for component, said in health(site).items():
+        program = log_name(component)
+        if said != "healthy" and states.get(program) == "running":
+            states[program] = f"running, {said}"
+    return states
 
 
 def _workload(site: Site, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"workload": name, "problem": "", "champion": None}
+    found: dict[str, Any] = {"workload": name, "problem": "", "champion": None, "event": _concern(site, name)}
     try:
         load_workload(site.workloads, name)
     except DrydockError as error:  # what serves goes on serving
@@ -63,6 +71,12 @@ def _workload(site: Site, name: str) -> dict[str, Any]:
     except DrydockError as error:  # the database is locked, say
         found["problem"] = f"its history can't be read: {error}"
     return found | {"services": _served(site, name)}
+
+
+def _concern(site: Site, name: str) -> dict[str, Any] | None:
+    """The workload's newest event, where it is one that asks for a person."""
+    told = [event for event in read_events(site.home, 2000) if event.get("workload") == name and event["kind"] in TOLD]
+    return told[-1] if told and told[-1]["kind"] in CONCERNS else None
 
 
 def _history(site: Site, name: str) -> dict[str, Any]:
@@ -130,6 +144,8 @@ def status_text(found: dict[str, Any]) -> str:
             lines.append(f"    in progress: {workload['in_progress']}")
         if rollout := workload.get("rollout"):
             lines.append(_rollout_line(rollout))
+        if event := workload["event"]:
+            lines.append(f"    {event['kind']} {event['at'][:19]}: {event['message']}")
         lines += [_service_line(row) for row in workload.get("services", ())]
     lines.append("LAST EVENTS")
     lines += [_event_line(event) for event in found["events"]] or ["  none"]

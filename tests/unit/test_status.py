@@ -1,0 +1,46 @@
+"""What ``status`` says of a workload that needs a person, and the names that no command knows."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tasks.cli import cli
+from tasks.command.status import status_of, status_text
+from tasks.site import Site
+from tasks.spec.errors import BadRequest
+from tasks.spec.settings import resolve
+from tasks.store.events import record_event
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "workloads" / "digits", tmp_path / "workloads" / "digits")
+    for name, value in {"HOME": tmp_path, "ROOT": ROOT, "WORKLOADS": tmp_path / "workloads"}.items():
+        monkeypatch.setenv(f"DRYDOCK_{name}", str(value))
+    return tmp_path
+
+
+def said(home):
+    return status_text(status_of(Site(resolve())))
+
+
+def test_a_failure_stays_with_its_workload_however_many_events_follow(home):
+    record_event(home, "failure", "retrain_digits.ingest: d.csv: is empty", workload="digits")
+    for number in range(30):
+        record_event(home, "failure", f"retrain_other.train: {number}", workload="other")
+    assert "retrain_digits.ingest: d.csv: is empty" in said(home).partition("LAST EVENTS")[0]
+    record_event(home, "promotion", "digits: version 1 serves", workload="digits")
+    assert "d.csv: is empty" not in said(home)
+
+
+@pytest.mark.parametrize("command", [["history", "nope"], ["rollback", "nope", "--reason", "a test"]])
+def test_a_name_that_nothing_knows_is_a_bad_request(home, command):
+    found = CliRunner().invoke(cli, command)
+    assert isinstance(found.exception, BadRequest) or found.exit_code == 30
+    assert "nope" in str(found.exception) + found.output
