@@ -47,14 +47,16 @@ def retrain_of(workload: Workload) -> tuple[str, ...]:
 
 def ingest(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
     from tasks.data.ingest import resolve
+    from tasks.data.known import Known
     from tasks.data.privacy import key_id
 
     data = workload.data
     folder = site.workload_folder(workload.name)
+    known = Known(site.home / "sources" / f"{workload.name}.json")
     return r.IngestRequest(
         workload=workload.name,
         source=data.source,
-        files=resolve(data.source, folder, lambda text: resolve_secrets(text, site), site.datasets),
+        files=resolve(data.source, folder, lambda text: resolve_secrets(text, site), site.datasets, known),
         feature=data.feature,
         label=data.label,
         split_column=data.split.column,

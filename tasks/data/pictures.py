@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tasks.data.known import Known, changed_at, state_of
 from tasks.data.rejects import Rejects
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.requests import IngestRequest, SourceFile
@@ -22,21 +27,30 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".
 MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 16 << 20
 BATCH_BYTES = 8 << 20
+BLOCK_FILES = 1024
 
 
-def resolve_folders(folder: Path) -> SourceFile:
-    """Return one digest over the names and the bytes of all images.
+def resolve_folders(folder: Path, known: Known) -> SourceFile:
+    """Return one digest over the names and the bytes of all images; they are not read where all are as they were.
 
     Raises:
         BadRequest: no such folder, or no image in it.
     """
     if not folder.is_dir():
         raise BadRequest(f"{folder}: is no folder; name one that holds a folder of images for each class")
-    digest, size, count = hashlib.sha256(), 0, 0
+    states, changed = hashlib.sha256(), 0.0
     for path in _images(folder):
-        content = _read(path)
-        _add(digest, folder, path, content)
-        size, count = size + len(content), count + 1
+        found = path.lstat()
+        states.update(f"{path.parent.name}/{path.name}\0{state_of(found)}\n".encode(errors="surrogateescape"))
+        changed = max(changed, changed_at(found))
+    return known.read(str(folder), states.hexdigest(), changed, lambda: _read_folder(folder))
+
+
+def _read_folder(folder: Path) -> SourceFile:
+    digest, size, count = hashlib.sha256(), 0, 0
+    for seen in _seen(folder, len, BLOCK_FILES):
+        digest.update(seen.digest)
+        size, count = size + seen.found, count + 1
     if not count:
         raise BadRequest(f"{folder}: holds no image as <class>/<name>{{{','.join(ENDINGS)}}}; bring some")
     return SourceFile(name=str(folder), sha256=digest.hexdigest(), bytes=size)
@@ -52,13 +66,12 @@ def picture_batches(request: IngestRequest, rejects: Rejects) -> Iterator[pa.Rec
     file, folder = request.files[0], Path(request.files[0].name)
     digest, rows = hashlib.sha256(), []
     limit = max(1, BATCH_BYTES // request.feature.shape[0])
-    for number, path in enumerate(_images(folder), 1):
-        content = _read(path)
-        _add(digest, folder, path, content)
-        try:
-            rows.append((_pixels(request, content), path.parent.name))
-        except BadRequest as error:
-            rejects.unread(number, f"{path.relative_to(folder)}: {error}", str(path))
+    for number, seen in enumerate(_seen(folder, partial(_pixels, request), min(limit, BLOCK_FILES)), 1):
+        digest.update(seen.digest)
+        if isinstance(seen.found, BadRequest):
+            rejects.unread(number, f"{seen.path.relative_to(folder)}: {seen.found}", str(seen.path))
+        else:
+            rows.append((seen.found, seen.path.parent.name))
         if len(rows) == limit:
             yield _batch(request, rows)
             rows = []
@@ -66,6 +79,38 @@ def picture_batches(request: IngestRequest, rejects: Rejects) -> Iterator[pa.Rec
         raise IntegrityLost(f"{folder}: changed since the run was planned; start a new run")
     if rows:
         yield _batch(request, rows)
+
+
+class _Seen(NamedTuple):
+    """One image: the digest of its name and bytes, 64 bytes, and what was found in it, or why nothing can be."""
+
+    path: Path
+    digest: bytes
+    found: Any
+
+
+def _seen(folder: Path, look: Callable[[bytes], Any], block_files: int) -> Iterator[_Seen]:
+    """Read every image, on all cores, and ``look`` into it; they come in their order, ``block_files`` at once."""
+    cores = os.cpu_count() or 1
+    paths = _images(folder)
+    with ThreadPoolExecutor(cores) as pool:
+        while block := list(itertools.islice(paths, block_files)):
+            # An image is a small thing to hand to a thread: each takes some.
+            parts = [block[start::cores] for start in range(min(cores, len(block)))]
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                done = list(pool.map(lambda part: [_looked_into(folder, path, look) for path in part], parts))
+            yield from (done[place % cores][place // cores] for place in range(len(block)))
+
+
+def _looked_into(folder: Path, path: Path, look: Callable[[bytes], Any]) -> _Seen:
+    content = _read(path)
+    name = os.fsencode(f"{path.parent.name}/{path.name}")
+    digest = hashlib.sha256(name).digest() + hashlib.sha256(content).digest()
+    try:
+        return _Seen(path, digest, look(content))
+    except BadRequest as error:
+        return _Seen(path, digest, error)
 
 
 def _batch(request: IngestRequest, rows: list[tuple[bytes, str]]) -> pa.RecordBatch:
@@ -91,26 +136,17 @@ def _read(path: Path) -> bytes:
         raise BadRequest(f"{path}: can't be read: {error.strerror}; give this user the right to read it") from None
 
 
-def _add(digest: Any, folder: Path, path: Path, content: bytes) -> None:
-    name = os.fsencode(path.relative_to(folder))
-    digest.update(hashlib.sha256(name).digest() + hashlib.sha256(content).digest())
-
-
 def _pixels(request: IngestRequest, content: bytes) -> bytes:
-    """One image as H*W bytes, scaled to the declared greatest value."""
-    import warnings
-
+    """One image as H*W bytes, scaled to the declared greatest value. Warnings are to be errors around it."""
     from PIL import Image, ImageOps
 
     feature, resize = request.feature, request.source.fit == "resize"  # type: ignore[union-attr]
     if len(content) > MAX_FILE_BYTES:
         raise BadRequest(f"has more than {MAX_FILE_BYTES} bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            _check(image, feature, resize)
-            grey = ImageOps.exif_transpose(image).convert("L")
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        _check(image, feature, resize)
+        grey = ImageOps.exif_transpose(image).convert("L")
     except (OSError, ValueError, SyntaxError, Warning, EOFError, Image.DecompressionBombError) as error:
         raise BadRequest(f"is no whole image ({' '.join(str(error).split())[:120]})") from None
     if grey.size != (feature.width, feature.height):

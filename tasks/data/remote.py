@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tasks.data.known import Known
 from tasks.spec.errors import BadRequest, DrydockError, IntegrityLost, TryAgain
 from tasks.spec.requests import SourceFile
 from tasks.spec.source import HttpSource, S3Source
@@ -14,9 +16,10 @@ from tasks.store.files import CHUNK_BYTES
 
 Secrets = Callable[[str], str]
 TIMEOUT_SECONDS = 30
+CLOCK_SECONDS = 900
 
 
-def resolve_s3(source: S3Source, secrets: Secrets) -> tuple[SourceFile, ...]:
+def resolve_s3(source: S3Source, secrets: Secrets, known: Known) -> tuple[SourceFile, ...]:
     """Return the objects under the prefix, by name, each with the SHA-256 of its bytes.
 
     Raises:
@@ -32,15 +35,24 @@ def resolve_s3(source: S3Source, secrets: Secrets) -> tuple[SourceFile, ...]:
             folder = place if found[0].type == fs.FileType.Directory else place.rpartition("/")[0]
             found = store.get_file_info(fs.FileSelector(folder.rstrip("/"), recursive=True, allow_not_found=True))
         files = sorted((item for item in found if item.is_file and item.path.startswith(place)), key=lambda i: i.path)
-        digests = [_digest(_object(store, item.path)) for item in files]
+        resolved = tuple(_known_object(store, item, known) for item in files)
     except OSError as error:
         raise _s3_error(source.url, error) from None
     if not files:
         raise BadRequest(f"{source.url}: no object is there; name one, or a prefix of some")
     if empty := [item.path for item in files if not item.size]:
         raise BadRequest(f"s3://{empty[0]}: is empty (0 bytes); bring a file with rows")
-    pairs = zip(files, digests, strict=True)
-    return tuple(SourceFile(name=f"s3://{item.path}", sha256=digest, bytes=item.size) for item, digest in pairs)
+    return resolved
+
+
+def _known_object(store: Any, item: Any, known: Known) -> SourceFile:
+    name, state, changed = f"s3://{item.path}", f"{item.size} {item.mtime_ns}", (item.mtime_ns or 0) / 1e9
+
+    def read() -> SourceFile:
+        return SourceFile(name=name, sha256=_digest(_object(store, item.path)), bytes=item.size)
+
+    # Its time has whole seconds and is the store's, whose clock may differ.
+    return known.read(name, state, changed + CLOCK_SECONDS if changed else math.inf, read)
 
 
 def resolve_http(source: HttpSource) -> SourceFile:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
+from tasks.data.known import Known, changed_at, state_of
 from tasks.data.remote import fetch, resolve_http, resolve_s3
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.requests import SourceFile
@@ -36,23 +37,37 @@ SPARSE_BYTES, SPARSE_RATIO = 1 << 30, 20
 
 
 def resolve(
-    source: Source, workload_folder: Path, secrets: Secrets = str, datasets: Path | None = None
+    source: Source,
+    workload_folder: Path,
+    secrets: Secrets = str,
+    datasets: Path | None = None,
+    known: Known | None = None,
 ) -> tuple[SourceFile, ...]:
     """Return a source's files, sorted, each by absolute path (or address, or the bundled set's version) and
-    SHA-256; of a query, the digest of its rows. ``datasets`` is the repository of this site's own revisions.
+    SHA-256; of a query, the digest of its rows. ``datasets`` is the repository of this site's own revisions; what
+    is ``known`` from an earlier plan is not read again.
 
     Raises:
         BadRequest: no such file (with what the folder has), an empty or unreadable one, an unknown format.
         TryAgain: a database or a store can't be reached.
     """
+    known = known or Known()
+    found = _resolved(source, workload_folder, secrets, datasets, known)
+    known.save()
+    return found
+
+
+def _resolved(
+    source: Source, workload_folder: Path, secrets: Secrets, datasets: Path | None, known: Known
+) -> tuple[SourceFile, ...]:
     if source.kind == "sklearn":
         return (_bundled(source.name),)
     if source.kind == "arrays":
-        return _arrays(source, workload_folder)
+        return _arrays(source, workload_folder, known)
     if source.kind == "folders":
         from tasks.data.pictures import resolve_folders
 
-        return (resolve_folders((workload_folder / source.path).absolute()),)
+        return (resolve_folders((workload_folder / source.path).absolute(), known),)
     if source.kind == "sql":
         from tasks.data.query import resolve_query
 
@@ -65,32 +80,32 @@ def resolve(
         from tasks.data.huggingface import resolve_saved
 
         saved = resolve_saved((workload_folder / source.path).absolute())
-        return tuple(_source_file(str(path), path) for path in saved)
-    return _encoded(source, workload_folder, secrets)
+        return tuple(_source_file(str(path), path, known) for path in saved)
+    return _encoded(source, workload_folder, secrets, known)
 
 
-def _encoded(source: Encoded, workload_folder: Path, secrets: Secrets) -> tuple[SourceFile, ...]:
+def _encoded(source: Encoded, workload_folder: Path, secrets: Secrets, known: Known) -> tuple[SourceFile, ...]:
     if source.kind == "s3":
-        files = resolve_s3(source, secrets)
+        files = resolve_s3(source, secrets, known)
     elif source.kind == "http":
         files = (resolve_http(source),)
     else:
         paths = _paths(source, workload_folder)
         for path in paths:
             format_of(source, str(path))
-        return tuple(_source_file(str(path), path) for path in paths)
+        return tuple(_source_file(str(path), path, known) for path in paths)
     for file in files:
         format_of(source, urlsplit(file.name).path)
     return files
 
 
-def _arrays(source: ArraysSource, workload_folder: Path) -> tuple[SourceFile, ...]:
+def _arrays(source: ArraysSource, workload_folder: Path, known: Known) -> tuple[SourceFile, ...]:
     """One file a column, in the order of the columns."""
     paths = [(workload_folder / path).absolute() for path in source.columns.values()]
     for path in paths:
         if not path.is_file():
             raise BadRequest(f"{path}: is not there; {_there(path)}")
-    return tuple(_source_file(str(path), path) for path in paths)
+    return tuple(_source_file(str(path), path, known) for path in paths)
 
 
 def format_of(source: Encoded, name: str) -> str:
@@ -187,7 +202,15 @@ def _there(path: Path) -> str:
     return f"{folder} has {', '.join(names[:SHOWN]) or 'no files'}{more}"
 
 
-def _source_file(name: str, path: Path) -> SourceFile:
+def _source_file(name: str, path: Path, known: Known) -> SourceFile:
+    try:
+        found = path.stat()
+    except OSError:  # Reading it tells why.
+        return _read_file(name, path)
+    return known.read(name, state_of(found), changed_at(found), lambda: _read_file(name, path))
+
+
+def _read_file(name: str, path: Path) -> SourceFile:
     try:
         found = path.stat()
         if found.st_size > SPARSE_BYTES and found.st_blocks * 512 * SPARSE_RATIO < found.st_size:
@@ -206,7 +229,7 @@ def _source_file(name: str, path: Path) -> SourceFile:
 
 def _bundled(name: str) -> SourceFile:
     path = _bundled_path()
-    return _source_file(f"sklearn/{name}/{importlib.metadata.version('scikit-learn')}", path)
+    return _read_file(f"sklearn/{name}/{importlib.metadata.version('scikit-learn')}", path)
 
 
 def _bundled_path() -> Path:

@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from ports import free_port
 
+from tasks.data import remote
 from tasks.data.ingest import ingest, resolve
+from tasks.data.known import Known
 from tasks.spec.errors import BadRequest, IntegrityLost, TryAgain
 from tasks.spec.feature import TableFeature, TextFeature
 from tasks.spec.label import Label
@@ -205,6 +207,18 @@ def test_objects_of_a_prefix_are_read_in_order(tmp_path, store):
     one = store.model_copy(update={"url": "s3://lake/boats/part2.parquet"})
     files, _, _ = run(tmp_path, one, TABLE, SECRETS.__getitem__)
     assert len(files) == 1
+
+
+def test_an_object_is_not_fetched_for_a_plan_that_knows_it(tmp_path, store, monkeypatch):
+    def plan():
+        return resolve(store, tmp_path, SECRETS.__getitem__, known=Known(tmp_path / "known.json"))
+
+    first = plan()
+    assert not (tmp_path / "known.json").exists(), "the store's clock may differ: what is new is not trusted"
+    monkeypatch.setattr(remote, "CLOCK_SECONDS", -60)
+    assert plan() == first
+    monkeypatch.setattr(remote, "_object", lambda *arguments: pytest.fail("an object was fetched"))
+    assert plan() == first
 
 
 def test_an_object_that_changed_since_the_plan_is_refused(tmp_path, store):
