@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from tasks.cli import cli
 from tasks.data.revisions import diff, last_accepted, revisions, show
 from tasks.data.table import row_digests
+from tasks.data.version import file_of
 from tasks.plan import RETRAIN, request_for
 from tasks.site import Site
 from tasks.spec.load import load_workload
@@ -96,3 +98,65 @@ def test_the_verbs_print_for_people_and_for_programs(environ, tmp_path):
     shutil.rmtree(Path(environ["DRYDOCK_HOME"]) / "datasets" / ".dvc" / "cache")
     assert said("get", name, str(tmp_path / "copy")).strip() == str(tmp_path / "copy")
     assert sorted(path.name for path in (tmp_path / "copy").iterdir())[:2] == ["data.parquet", "dataset.json"]
+
+
+@pytest.fixture
+def page():
+    """A page of a real browser that may ask no other host; what its scripts complain of fails the test."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    complaints, asked = [], []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        opened = browser.new_page(viewport={"width": 1200, "height": 900})
+        opened.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        opened.on("pageerror", lambda error: complaints.append(str(error)))
+        opened.on("request", lambda request: asked.append(request.url))
+        yield opened
+        browser.close()
+    assert complaints == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def mislabel(folder):
+    """Give the workload the bundled digits from a file, thirty of them under a wrong label."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    labels = [(label + 1) % 10 if place % 60 == 0 else label for place, label in enumerate(found.target.tolist())]
+    pixels = [row.tolist() for row in found.data.astype("uint8")]
+    pq.write_table(pa.table({"pixels": pixels, "label": [str(label) for label in labels]}), folder / "digits.parquet")
+    file = folder / "workload.yaml"
+    text = file.read_text()
+    assert "source: {kind: sklearn, name: digits}" in text
+    file.write_text(text.replace("{kind: sklearn, name: digits}", "{kind: files, path: digits.parquet}"))
+
+
+def test_the_queue_is_answered_in_a_browser_and_the_report_shows_the_revision(environ, tmp_path, page):
+    site = Site(resolve(environ))
+    mislabel(tmp_path / "workloads" / "digits")
+    done = run_data_steps(site)
+    page.goto(f"file://{done['validate_labels']['room']['uri']}/queue.html")
+    choices = page.locator("select")
+    assert choices.count() == done["validate_labels"]["suspects"]
+    pictures = page.evaluate("[...document.images].map(image => image.naturalWidth)")
+    assert pictures == [8] * choices.count()
+    answers = choices.first.locator("option").evaluate_all("found => found.map(option => option.value)")
+    choices.first.select_option(answers[1])
+    choices.nth(1).select_option("!drop")
+    assert f"2 of {choices.count()} answered" in page.locator("#count").inner_text()
+    with page.expect_download() as saved:
+        page.locator("#save").click()
+    saved.value.save_as(tmp_path / "answers.csv")
+    said = CliRunner().invoke(cli, ["data", "relabel", "digits", str(tmp_path / "answers.csv")])
+    assert said.exit_code == 0, said.output
+    assert "1 rows dropped" in said.output
+    (tmp_path / "report.html").write_bytes(file_of(site.datasets, done["version"]["revision"], "report.html"))
+    page.goto(f"file://{tmp_path}/report.html")
+    assert page.locator("h1").inner_text() == done["version"]["revision"]
+    assert page.get_by_text("What cleaning did").is_visible()
+    assert page.get_by_text("drop_duplicates").is_visible()
+    assert page.locator("svg").count() > 10
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it needs no sideways scroll"
