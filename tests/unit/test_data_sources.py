@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import sqlite3
+import ssl
 import struct
 import threading
 from functools import partial
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from certificates import certificate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -305,6 +307,25 @@ def address(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_file_comes_by_https_from_a_host_whose_certificate_is_trusted(tmp_path, monkeypatch):
+    authority, key = certificate(tmp_path / "tls", "host")
+    content = b"text,label\nhi,x\n"
+    write(tmp_path, "d.csv", content)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"https://127.0.0.1:{server.server_port}/d.csv"
+    source = HttpSource(kind="http", url=address, sha256=hashlib.sha256(content).hexdigest())
+    with pytest.raises(TryAgain, match="can't be fetched: ConnectError"):
+        run(tmp_path, source, TEXT)
+    monkeypatch.setenv("SSL_CERT_FILE", authority)
+    _, table = run(tmp_path, source, TEXT)
+    assert table.column("text").to_pylist() == ["hi"]
     server.shutdown()
 
 
