@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -65,6 +66,15 @@ def test_the_run_left_one_version_with_card_tags_and_a_signed_package(digits_run
     for words in ("digits", registered["package_sha256"][:12], found.tags["drydock.dataset_revision"], "accuracy"):
         assert words in card
     assert versions.fetch(site.mlflow, found, site.packages, site.keys).is_dir()
+    links = re.findall(r"/artifacts/([^)]+)\)", card)
+    assert len(links) == 6
+    for path in links:
+        folder, _, name = path.rpartition("/")
+        assert name in {
+            file.path.rpartition("/")[2] for file in site.mlflow.list_artifacts(found.run_id, folder)
+        }, f"the card leads to {path}"
+    report = site.mlflow.get_run(found.run_id).data.tags["drydock.data_report"]
+    assert report.partition("/artifacts/")[2] in card
 
 
 def test_the_run_in_mlflow_has_its_curves_papers_and_dataset(digits_run):
