@@ -1,32 +1,36 @@
-"""Notifications: an event for everyone, and the webhooks that a workload names."""
+"""Notifications: an event for everyone, and the webhooks, channels and mailboxes that a workload names."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import smtplib
+import ssl
 from collections.abc import Iterator
+from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from tasks.site import Site
 from tasks.spec.errors import BadRequest, DrydockError
 from tasks.spec.load import load_workload, workload_names
 from tasks.spec.source import SECRET, secrets_of
-from tasks.spec.workload import Workload
+from tasks.spec.workload import EmailNotifier, Notifier, Workload
 from tasks.store.events import record_event
 
 TIMEOUT_SECONDS = 5
 
 
 def notify(site: Site, workload: str | None, kind: str, message: str, **facts: Any) -> None:
-    """Record the event, then post it to the workload's notifiers; one that can't be reached is an event too.
+    """Record the event, then tell the workload's notifiers; one that can't be reached is an event too.
 
     Where it concerns no workload but the whole site, every notifier is told, once.
     """
     event = record_event(site.home, kind, message, workload=workload, **facts)
     concerned = workload_names(site.workloads) if workload is None else [workload]
-    for url in dict.fromkeys(url for name in concerned for url in _webhooks(site, name)):
-        _post(site, url, event)
+    for notifier, url in dict.fromkeys(pair for name in concerned for pair in _notifiers(site, name)):
+        _send(site, notifier, url, event)
 
 
 def resolve_secrets(text: str, site: Site) -> str:
@@ -58,14 +62,15 @@ def _secret(name: str, folder: Path) -> str:
         raise BadRequest(f"secret {name!r} does not resolve: set {variable} or write {folder / name}") from None
 
 
-def _webhooks(site: Site, workload: str) -> list[str]:
-    """The workload's webhook addresses, resolved; what is wrong with them is an event, never a lost failure."""
-    urls: list[str] = []
+def _notifiers(site: Site, workload: str) -> list[tuple[Notifier, str]]:
+    """The workload's notifiers, each with its address resolved; what is wrong with them is an event, never a lost
+    failure."""
+    found: list[tuple[Notifier, str]] = []
     with _told(site, workload, "no notifier was called"):
         for number, notifier in enumerate(load_workload(site.workloads, workload).notify):
             with _told(site, workload, f"notify.{number} was not called"):
-                urls.append(resolve_secrets(notifier.url, site))
-    return urls
+                found.append((notifier, resolve_secrets(notifier.url, site)))
+    return found
 
 
 @contextlib.contextmanager
@@ -76,11 +81,46 @@ def _told(site: Site, workload: str, what: str) -> Iterator[None]:
         record_event(site.home, "notification", f"{workload}: {what}: {error}", workload=workload)
 
 
-def _post(site: Site, url: str, event: dict[str, Any]) -> None:
+def _send(site: Site, notifier: Notifier, url: str, event: dict[str, Any]) -> None:
     import httpx
 
     try:
-        httpx.post(url, json=event, timeout=TIMEOUT_SECONDS).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        if notifier.kind == "email":
+            _mail(notifier, url, event)
+        else:
+            body = event if notifier.kind == "webhook" else {"text": _line(event)}
+            httpx.post(url, json=body, timeout=TIMEOUT_SECONDS).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL, smtplib.SMTPException, OSError, ValueError) as error:
         # The address may hold a secret, so the event tells the kind of failure only.
-        record_event(site.home, "notification", f"a webhook did not take the event: {type(error).__name__}")
+        message = f"a notifier ({notifier.kind}) did not take the event: {type(error).__name__}"
+        record_event(site.home, "notification", message)
+
+
+def _line(event: dict[str, Any]) -> str:
+    return " ".join(f"Drydock: {event['kind']}: {event['message']}".split())
+
+
+def _mail(notifier: EmailNotifier, url: str, event: dict[str, Any]) -> None:
+    """Hand the event to a mail server; encrypted where the server offers it, and a password never otherwise."""
+    place = urlsplit(url)
+    if place.scheme not in ("smtp", "smtps") or not place.hostname:
+        raise ValueError("an address of e-mail begins with smtp:// or smtps://")
+    mail = EmailMessage()
+    mail["From"], mail["To"], mail["Subject"] = notifier.sender, ", ".join(notifier.to), _line(event)[:200]
+    mail.set_content("\n".join(f"{name}: {value}" for name, value in event.items()))
+    trusted = ssl.create_default_context()
+    if place.scheme == "smtps":
+        server = smtplib.SMTP_SSL(place.hostname, place.port or 465, timeout=TIMEOUT_SECONDS, context=trusted)
+    else:
+        server = smtplib.SMTP(place.hostname, place.port or 25, timeout=TIMEOUT_SECONDS)
+    with server:
+        is_encrypted = place.scheme == "smtps"
+        server.ehlo()
+        if not is_encrypted and server.has_extn("starttls"):
+            server.starttls(context=trusted)
+            is_encrypted = True
+        if place.username:
+            if not is_encrypted:
+                raise smtplib.SMTPNotSupportedError("the server offers no encryption for the password")
+            server.login(unquote(place.username), unquote(place.password or ""))
+        server.send_message(mail)

@@ -5,6 +5,7 @@ Contradictions are refused here, beside the fields they concern, and name the fi
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -82,8 +83,37 @@ class Rollout(Value):
 
 
 class WebhookNotifier(Value):
+    """Takes the whole event as JSON."""
+
     kind: Literal["webhook"]
     url: str = Field(min_length=1, description="may be or hold a ${secret:NAME}")
+
+
+class SlackNotifier(Value):
+    """A line in the channel of an incoming webhook, as Slack, Mattermost and Rocket.Chat give them out."""
+
+    kind: Literal["slack"]
+    url: str = Field(min_length=1, description="may be or hold a ${secret:NAME}")
+
+
+class EmailNotifier(Value):
+    kind: Literal["email"]
+    url: str = Field(
+        min_length=1, description="smtp(s)://[user:password@]host[:port]; may be or hold a ${secret:NAME}"
+    )
+    sender: str = Field(pattern=r"^[^@\s]+@[^@\s]+$")
+    to: tuple[str, ...] = Field(min_length=1, max_length=50)
+
+    @field_validator("to")
+    @classmethod
+    def _are_addresses(cls, to: tuple[str, ...]) -> tuple[str, ...]:
+        for address in to:
+            if not re.fullmatch(r"[^@\s]+@[^@\s]+", address):
+                raise ValueError(f"{address!r}, must be an e-mail address")
+        return to
+
+
+Notifier = Annotated[WebhookNotifier | SlackNotifier | EmailNotifier, Field(discriminator="kind")]
 
 
 class Workload(Value):
@@ -102,7 +132,7 @@ class Workload(Value):
     review: Review = Review()
     serve: Serve = Serve()
     rollout: Rollout = Rollout()
-    notify: tuple[WebhookNotifier, ...] = ()
+    notify: tuple[Notifier, ...] = ()
 
     @model_validator(mode="after")
     def _search_tries_what_train_has(self) -> Workload:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
+import ssl
 import threading
 from collections.abc import Iterator
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
 from pathlib import Path
 
 import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
+from certificates import certificate
+from ports import free_port
 
 from tasks.new import new_workload
 from tasks.notify import notify, resolve_secrets
 from tasks.site import Site
 from tasks.spec.errors import BadRequest
+from tasks.spec.load import load_workload
 from tasks.spec.settings import resolve
 from tasks.store.events import read_events
 
@@ -55,9 +65,12 @@ def webhook() -> Iterator[Webhook]:
 
 
 def declare(site: Site, *urls: str) -> None:
+    declare_all(site, *({"kind": "webhook", "url": url} for url in urls))
+
+
+def declare_all(site: Site, *notifiers: dict[str, object]) -> None:
     path = new_workload(site, "boats", "table", own_model=False)
-    notifiers = json.dumps([{"kind": "webhook", "url": url} for url in urls])
-    path.write_text(path.read_text() + f"notify: {notifiers}\n")
+    path.write_text(path.read_text() + f"notify: {json.dumps(notifiers)}\n")
 
 
 def messages(site: Site) -> list[str]:
@@ -131,3 +144,89 @@ def test_a_workload_whose_file_is_wrong_loses_no_failure(site):
     notify(site, "boats", "failure", "it broke")
     assert messages(site)[0] == "it broke"
     assert "no notifier was called" in messages(site)[1]
+
+
+def test_a_channel_gets_one_line(site, webhook):
+    declare_all(site, {"kind": "slack", "url": f"{webhook.url}/services/T0"})
+    notify(site, "boats", "failure", "retrain_boats.train:\nit broke")
+    assert webhook.posted == [("/services/T0", {"text": "Drydock: failure: retrain_boats.train: it broke"})]
+
+
+class Mailbox:
+    """What a mail server was given, and who said to be who."""
+
+    def __init__(self) -> None:
+        self.mails: list[tuple[list[str], EmailMessage]] = []
+
+    async def handle_DATA(self, server, session, envelope) -> str:
+        mail = message_from_bytes(envelope.content, policy=default)
+        self.mails.append((envelope.rcpt_tos, mail))
+        return "250 OK"
+
+
+@contextlib.contextmanager
+def mail_server(folder: Path, encrypted: bool = True) -> Iterator[tuple[Mailbox, int, str]]:
+    """A real mail server that takes one user's password; a mailbox, its port, and the certificate to trust."""
+    trusted, key = certificate(folder, "mail")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(trusted, key)
+
+    def authenticate(server, session, envelope, mechanism, said) -> AuthResult:
+        return AuthResult(success=(said.login, said.password) == (b"ann@boats", b"w0rd/x"))
+
+    more = {"tls_context": context, "authenticator": authenticate} if encrypted else {}
+    mailbox, port = Mailbox(), free_port()
+    controller = Controller(mailbox, hostname="127.0.0.1", port=port, **more)
+    controller.start()
+    try:
+        yield mailbox, port, trusted
+    finally:
+        controller.stop()
+
+
+def email(url: str) -> dict[str, object]:
+    return {"kind": "email", "url": url, "sender": "drydock@boats.example", "to": ["ann@boats.example", "b@c.example"]}
+
+
+def test_a_mail_goes_encrypted_with_its_password(site, tmp_path, monkeypatch):
+    monkeypatch.setenv("DRYDOCK_SECRET_MAIL", "ann%40boats:w0rd%2Fx")
+    with mail_server(tmp_path / "tls") as (mailbox, port, trusted):
+        monkeypatch.setenv("SSL_CERT_FILE", trusted)
+        declare_all(site, email("smtp://${secret:mail}@127.0.0.1:" + str(port)))
+        notify(site, "boats", "refusal", "judge: accuracy = 0.8\nSubject: forged", attempt=2)
+    assert messages(site) == ["judge: accuracy = 0.8\nSubject: forged"]
+    ((to, mail),) = mailbox.mails
+    assert to == ["ann@boats.example", "b@c.example"]
+    assert mail["Subject"] == "Drydock: refusal: judge: accuracy = 0.8 Subject: forged"
+    assert mail["From"] == "drydock@boats.example"
+    assert "attempt: 2" in mail.get_content()
+    assert "w0rd" not in mail.as_string() + (site.home / "events.jsonl").read_text()
+
+
+def test_a_server_without_encryption_gets_mails_but_no_password(site, tmp_path, monkeypatch):
+    with mail_server(tmp_path / "tls", encrypted=False) as (mailbox, port, _):
+        declare_all(site, email(f"smtp://127.0.0.1:{port}"), email(f"smtp://ann:word@127.0.0.1:{port}"))
+        notify(site, "boats", "failure", "it broke")
+    assert len(mailbox.mails) == 1
+    assert messages(site)[1] == "a notifier (email) did not take the event: SMTPNotSupportedError"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("smtp://127.0.0.1:9", "ConnectionRefusedError"),
+        ("http://127.0.0.1:9", "ValueError"),
+        ("smtp://127.0.0.1:none", "ValueError"),
+        ("smtp://", "ValueError"),
+    ],
+)
+def test_a_mail_that_can_not_be_sent_is_an_event(site, url, words):
+    declare_all(site, email(url))
+    notify(site, "boats", "failure", "it broke")
+    assert messages(site) == ["it broke", f"a notifier (email) did not take the event: {words}"]
+
+
+def test_what_is_no_mail_address_is_refused_when_the_file_is_read(site):
+    declare_all(site, email("smtp://host") | {"to": ["ann"]})
+    with pytest.raises(BadRequest, match=r"notify.0.*'ann', must be an e-mail address"):
+        load_workload(site.workloads, "boats")
