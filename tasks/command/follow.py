@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,8 @@ from tasks.spec.errors import DrydockError, TryAgain, full_disk, heard
 from tasks.store.space import free_bytes
 
 POLL_SECONDS = 0.4
+# So long nothing ended: then what runs is told.
+QUIET_SECONDS = 20
 # With less, Airflow's own database takes no writes and the run stands still.
 STUCK_BYTES = 256 << 10
 Say = Callable[[str], None]
@@ -48,12 +51,20 @@ def follow(
 def _follow(
     api: AirflowApi, dag_id: str, run_id: str, say: Say, until: frozenset[str], seconds: float
 ) -> str:
-    told: set[tuple[str, int]] = set()
-    deadline = time.monotonic() + seconds
+    told: set[tuple[Any, ...]] = set()
+    deadline, said_at = time.monotonic() + seconds, time.monotonic()
     while time.monotonic() < deadline:
         tasks, run = api.tasks(dag_id, run_id), api.run(dag_id, run_id)
+        before = len(told)
         for task in sorted(tasks, key=lambda t: (t["end_date"] or "", t["task_id"])):
             _tell(task, told, say)
+            if task["state"] == "up_for_retry":
+                _tell_retry(api, dag_id, run_id, task, told, say)
+        if len(told) == before and time.monotonic() - said_at > QUIET_SECONDS:
+            _tell_running(tasks, say)
+            said_at = time.monotonic()
+        elif len(told) > before:
+            said_at = time.monotonic()
         if until and until <= {task["task_id"] for task in tasks if task["state"] == "success"}:
             return "reached"
         if run["state"] in ENDED:
@@ -85,7 +96,29 @@ def last_error(log: str) -> DrydockError:
     return DrydockError(lines[-1] if lines else "its log is empty")
 
 
-def _tell(task: dict[str, Any], told: set[tuple[str, int]], say: Say) -> None:
+def _tell_retry(
+    api: AirflowApi, dag_id: str, run_id: str, task: dict[str, Any], told: set[tuple[Any, ...]], say: Say
+) -> None:
+    """Say once a try why it failed and that it is tried again."""
+    key = (task["task_id"], task["map_index"], task["try_number"])
+    if key not in told:
+        told.add(key)
+        try:
+            why: object = last_error(api.task_log(dag_id, run_id, task))
+        except DrydockError:  # the log is not there yet, say; the run goes on
+            why = "its log tells why"
+        say(f"{task_name(task):<20} {'waits':<8} try {task['try_number']} failed: {why}; it is tried again")
+
+
+def _tell_running(tasks: list[dict[str, Any]], say: Say) -> None:
+    now = dt.datetime.now(dt.UTC)
+    for task in tasks:
+        if task["state"] in ("running", "deferred") and task["start_date"]:
+            seconds = (now - dt.datetime.fromisoformat(task["start_date"])).total_seconds()
+            say(f"{task_name(task):<20} {'runs':<8} {seconds:>6.0f} s")
+
+
+def _tell(task: dict[str, Any], told: set[tuple[Any, ...]], say: Say) -> None:
     key = (task["task_id"], task["map_index"])
     if task["state"] not in MARKS or key in told:
         return

@@ -20,7 +20,7 @@ def test_the_page_is_what_the_models_say():
 
 def keys(value):
     if isinstance(value, dict):
-        # What stands under ``values`` are the data's own words.
+        # Under ``replace`` stand the data's own words.
         within = {key for name, item in value.items() if name != "replace" for key in keys(item)}
         return {str(key) for key in value} | within
     return {key for item in value for key in keys(item)} if isinstance(value, list) else set()
