@@ -90,7 +90,7 @@ class Engine(ABC):
 
     @abstractmethod
     def edits(self, left: Any, right: Any) -> Any:
-        """Return the number of edits between two texts, of their UTF-8 bytes."""
+        """Return the number of edits between two texts, of their characters (code points)."""
 
     @abstractmethod
     def search(self, text: Any, pattern: str) -> Any:

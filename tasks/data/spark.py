@@ -131,7 +131,7 @@ class Spark(Engine):
         return builtin("xxhash64", ("int64", column.type()), "int64")(digest, column)
 
     def edits(self, left: Any, right: Any) -> Any:
-        return self._bytes(left).levenshtein(self._bytes(right))
+        return left.levenshtein(right)
 
     def search(self, text: Any, pattern: str) -> Any:
         return self._called(workers.searcher(pattern), "string", "boolean")(text)
@@ -155,12 +155,6 @@ class Spark(Engine):
         """A function of one column, under a name of its own."""
         self._functions += 1
         return self.function(call, f"function{self._functions}", (takes,), gives)
-
-    @staticmethod
-    def _bytes(text: Any) -> Any:
-        """A text with one character for each byte of its UTF-8."""
-        encode = builtin("encode", ("string", "string"), "binary")
-        return builtin("decode", ("binary", "string"), "string")(encode(text, "UTF-8"), "ISO-8859-1")
 
     @staticmethod
     def _type(kind: Any) -> str:
