@@ -129,6 +129,8 @@ def roll(order: Order, site: Site) -> RolloutState:
         except Refused:
             _abandon(order.workload, target, site)
             raise
+        # Found running, as a rule; another release of the same version may have stopped them since.
+        start_replicas(order.workload, target, site)
         state = begin(
             rollout_id=order.intent_id,
             workload=order.workload,
@@ -146,8 +148,9 @@ def _abandon(workload: str, target: Version, site: Site) -> None:
     """Stop the replicas of a candidate whose rollout never begins; those that serve, have served (they may be warm for
     a rollback) or belong to another release's rollout stay."""
     served = {row.digest_sha256 for row in site.ledger.history(workload) if row.kind == "commit"}
-    active = site.rollouts.active(workload)
-    if target.digest_sha256 not in served and (active is None or active.candidate != target):
+    if active := site.rollouts.active(workload):
+        served.add(active.candidate.digest_sha256)
+    if target.digest_sha256 not in served:
         stop_replicas(workload, target, site)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import os
 import smtplib
 import ssl
 from collections.abc import Iterator
 from email.message import EmailMessage
+from email.utils import formatdate, make_msgid
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from tasks.site import Site
 from tasks.spec.errors import BadRequest, DrydockError
@@ -69,8 +71,15 @@ def _notifiers(site: Site, workload: str) -> list[tuple[Notifier, str]]:
     with _told(site, workload, "no notifier was called"):
         for number, notifier in enumerate(load_workload(site.workloads, workload).notify):
             with _told(site, workload, f"notify.{number} was not called"):
-                found.append((notifier, resolve_secrets(notifier.url, site)))
+                found.append((notifier, _address(notifier, site)))
     return found
+
+
+def _address(notifier: Notifier, site: Site) -> str:
+    """The address with its secrets; within one of e-mail their signs are escaped, for a password may hold any."""
+    if notifier.kind != "email" or SECRET.fullmatch(notifier.url):
+        return resolve_secrets(notifier.url, site)
+    return SECRET.sub(lambda found: quote(resolve_secrets(found.group(), site), safe=""), notifier.url)
 
 
 @contextlib.contextmanager
@@ -88,7 +97,7 @@ def _send(site: Site, notifier: Notifier, url: str, event: dict[str, Any]) -> No
         if notifier.kind == "email":
             _mail(notifier, url, event)
         else:
-            body = event if notifier.kind == "webhook" else {"text": _line(event)}
+            body = event if notifier.kind == "webhook" else {"text": html.escape(_line(event), quote=False)}
             httpx.post(url, json=body, timeout=TIMEOUT_SECONDS).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL, smtplib.SMTPException, OSError, ValueError) as error:
         # The address may hold a secret, so the event tells the kind of failure only.
@@ -107,6 +116,7 @@ def _mail(notifier: EmailNotifier, url: str, event: dict[str, Any]) -> None:
         raise ValueError("an address of e-mail begins with smtp:// or smtps://")
     mail = EmailMessage()
     mail["From"], mail["To"], mail["Subject"] = notifier.sender, ", ".join(notifier.to), _line(event)[:200]
+    mail["Date"], mail["Message-ID"] = formatdate(), make_msgid(domain=notifier.sender.rpartition("@")[2])
     mail.set_content("\n".join(f"{name}: {value}" for name, value in event.items()))
     trusted = ssl.create_default_context()
     if place.scheme == "smtps":
@@ -123,4 +133,5 @@ def _mail(notifier: EmailNotifier, url: str, event: dict[str, Any]) -> None:
             if not is_encrypted:
                 raise smtplib.SMTPNotSupportedError("the server offers no encryption for the password")
             server.login(unquote(place.username), unquote(place.password or ""))
-        server.send_message(mail)
+        if refused := server.send_message(mail):
+            raise smtplib.SMTPRecipientsRefused(refused)

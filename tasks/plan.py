@@ -47,12 +47,12 @@ def retrain_of(workload: Workload) -> tuple[str, ...]:
 
 def ingest(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
     from tasks.data.ingest import resolve
-    from tasks.data.known import Known
+    from tasks.data.known import Known, known_path
     from tasks.data.privacy import key_id
 
     data = workload.data
     folder = site.workload_folder(workload.name)
-    known = Known(site.home / "sources" / f"{workload.name}.json")
+    known = Known(known_path(site.home, workload.name))
     return r.IngestRequest(
         workload=workload.name,
         source=data.source,

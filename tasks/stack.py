@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 from tasks import UNTOLD
@@ -79,8 +80,10 @@ def up(site: Site, say: Say) -> None:
         supervisor.start()
     Gateway(site.settings).prepare()
     wanted = programs(site)
+    # One that serves an older Airflow's tables would be in the way of their migration.
+    early = EARLY if is_migrated(site) or not _database(site).exists() else EARLY[:-1]
     for program in wanted:
-        if program.name in EARLY:
+        if program.name in early:
             supervisor.add(program)
     migrate(site, say)
     for program in wanted:
@@ -139,11 +142,7 @@ def check_ports(site: Site) -> None:
 
 def migrate(site: Site, say: Say) -> None:
     """Bring Airflow's database to its schema; done once for each version of Airflow."""
-    from importlib.metadata import version
-
-    stamp = site.home / "airflow" / "migrated"
-    wanted = version("apache-airflow-core")
-    if stamp.exists() and stamp.read_text() == wanted and (site.home / "airflow" / "airflow.db").exists():
+    if is_migrated(site):
         return
     say("migrating Airflow's database")
     log = site.home / "logs" / "airflow-migrate.log"
@@ -154,7 +153,21 @@ def migrate(site: Site, say: Say) -> None:
         )
     if done.returncode:
         raise TryAgain(f"Airflow's database: the migration failed; see {log}")
-    stamp.write_text(wanted)
+    _stamp(site).write_text(version("apache-airflow-core"))
+
+
+def is_migrated(site: Site) -> bool:
+    """Return whether Airflow's database is there and of this Airflow's schema."""
+    stamp = _stamp(site)
+    return stamp.exists() and stamp.read_text() == version("apache-airflow-core") and _database(site).exists()
+
+
+def _stamp(site: Site) -> Path:
+    return site.home / "airflow" / "migrated"
+
+
+def _database(site: Site) -> Path:
+    return site.home / "airflow" / "airflow.db"
 
 
 def await_healthy(site: Site, say: Say) -> None:

@@ -33,11 +33,17 @@ KEY_DIGITS = 32
 
 def ingest(request: r.IngestRequest, room: Path, site: Site) -> r.IngestResult:
     from tasks.data.ingest import ingest
+    from tasks.data.known import known_path
     from tasks.data.partitions import Partitions
 
     kept = Partitions(site.home / "partitions", request, code_sha256(("data",)))
     key = site.privacy_key if request.privacy.hashes else b""
-    return ingest(request, room, lambda text: resolve_secrets(text, site), key, kept)
+    try:
+        return ingest(request, room, lambda text: resolve_secrets(text, site), key, kept)
+    except IntegrityLost:
+        # Whatever the plan took for known, the next one reads.
+        known_path(site.home, request.workload).unlink(missing_ok=True)
+        raise
 
 
 def clean(request: r.CleanRequest, room: Path, site: Site) -> r.CleanResult:

@@ -13,7 +13,7 @@ from tasks.store.events import read_events
 from tasks.store.space import free_bytes, warning
 
 MOST_EVENTS = 8
-CONCERNS = ("failure", "refusal", "review")
+CONCERNS, ENDS = ("failure", "refusal", "review"), ("promotion", "rollback", "approval", "rejection")
 TOLD = {
     *("failure", "refusal", "review", "approval", "rejection"),
     *("promotion", "rollback", "alias", "route", "notification"),
@@ -75,7 +75,8 @@ def _workload(site: Site, name: str) -> dict[str, Any]:
 
 def _concern(site: Site, name: str) -> dict[str, Any] | None:
     """The workload's newest event, where it is one that asks for a person."""
-    told = [event for event in read_events(site.home, 2000) if event.get("workload") == name and event["kind"] in TOLD]
+    events = read_events(site.home, 2000)
+    told = [event for event in events if event.get("workload") == name and event["kind"] in (*CONCERNS, *ENDS)]
     return told[-1] if told and told[-1]["kind"] in CONCERNS else None
 
 

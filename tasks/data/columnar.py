@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # The metadata is read whole; a file with a million row groups is one that nobody can read.
 FOOTER_BYTES = 32 << 20
-BATCH_BYTES = 8 << 20
+BATCH_BYTES, PROBED_ROWS = 8 << 20, 64
 
 
 class Columnar:
@@ -42,9 +42,12 @@ class Columnar:
 
         file, rows = self._open(), 0
         groups = [file.metadata.row_group(place) for place in range(file.metadata.num_row_groups)]
-        widest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
-        most = max(1, min(self._batch_rows, BATCH_BYTES // max(widest, 1)))
         try:
+            # Encoded, repeated values take next to nothing: the first rows tell what they take in memory.
+            first = next(file.iter_batches(batch_size=PROBED_ROWS, columns=columns, use_threads=False), None)
+            sizes = [group.total_byte_size // max(group.num_rows, 1) for group in groups]
+            sizes += [first.nbytes // max(first.num_rows, 1)] if first is not None else []
+            most = max(1, min(self._batch_rows, BATCH_BYTES // max(1, *sizes, 1)))
             # Read as it is asked for: a row group may be larger than memory.
             for batch in file.iter_batches(batch_size=most, columns=columns, use_threads=False):
                 rows += batch.num_rows

@@ -111,6 +111,8 @@ def to_images(array: pa.Array, width: int, column: str, place: Place) -> pa.Arra
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if array.null_count == len(array):
+        array = pa.nulls(len(array), pa.binary())  # where all are missing, a source does not tell what they would be
     kind, types = array.type, pa.types
     is_bytes = types.is_fixed_size_binary(kind) or types.is_binary(kind) or types.is_large_binary(kind)
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)

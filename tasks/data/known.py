@@ -5,8 +5,8 @@ not read again for every run.
 
 The state of a local file is its size, inode and times, the change time among them, which no program can set; of an
 object in S3, size and time. A file that changed shortly before it was read may change again within the same tick of
-the clock, so it is not remembered. Nothing depends on this file: it may be deleted, and whatever is read is held
-against the planned digest once more.
+the clock, so it is not remembered. Nothing depends on this file: it may be deleted, and the step that reads the source
+does so where the bytes are not those that were planned.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ class Known:
             with contextlib.suppress(OSError):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(self._path, self._now)
+
+
+def known_path(home: Path, workload: str) -> Path:
+    """Return where a workload's are kept."""
+    return home / "sources" / f"{workload}.json"
 
 
 def state_of(found: os.stat_result) -> str:

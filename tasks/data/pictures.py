@@ -28,6 +28,8 @@ MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 16 << 20
 BATCH_BYTES = 8 << 20
 BLOCK_FILES = 1024
+# Each may hold an image of MAX_PIXELS in colours, so they are few.
+MAX_THREADS = 4
 
 
 def resolve_folders(folder: Path, known: Known) -> SourceFile:
@@ -40,7 +42,11 @@ def resolve_folders(folder: Path, known: Known) -> SourceFile:
         raise BadRequest(f"{folder}: is no folder; name one that holds a folder of images for each class")
     states, changed = hashlib.sha256(), 0.0
     for path in _images(folder):
-        found = path.lstat()
+        try:
+            found = path.lstat()
+        except OSError as error:
+            reason = f"can't be read: {error.strerror}; keep the folder as it is during a run"
+            raise BadRequest(f"{path}: {reason}") from None
         states.update(f"{path.parent.name}/{path.name}\0{state_of(found)}\n".encode(errors="surrogateescape"))
         changed = max(changed, changed_at(found))
     return known.read(str(folder), states.hexdigest(), changed, lambda: _read_folder(folder))
@@ -90,8 +96,8 @@ class _Seen(NamedTuple):
 
 
 def _seen(folder: Path, look: Callable[[bytes], Any], block_files: int) -> Iterator[_Seen]:
-    """Read every image, on all cores, and ``look`` into it; they come in their order, ``block_files`` at once."""
-    cores = os.cpu_count() or 1
+    """Read every image, some at a time, and ``look`` into it; they come in their order, ``block_files`` at once."""
+    cores = min(MAX_THREADS, len(os.sched_getaffinity(0)))
     paths = _images(folder)
     with ThreadPoolExecutor(cores) as pool:
         while block := list(itertools.islice(paths, block_files)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,14 +37,28 @@ class RawRows:
         self._starts = [0]
         for group in groups:
             self._starts.append(self._starts[-1] + group.num_rows)
-        self._size = sum(group.total_byte_size for group in groups)
-        self._fits = self._size <= HELD_BYTES
-        self.chunk_rows = max(MIN_CHUNK_ROWS, min(MAX_CHUNK_ROWS, self.fitting(CHUNK_BYTES)))
         self._held: dict[int, pa.Table] = {}
 
+    @cached_property
+    def chunk_rows(self) -> int:
+        return max(MIN_CHUNK_ROWS, min(MAX_CHUNK_ROWS, self.fitting(CHUNK_BYTES)))
+
+    @cached_property
+    def _first(self) -> tuple[int, int]:
+        """Bytes and rows of the first row group in memory: encoded, repeated values take next to nothing."""
+        if not self.rows:
+            return 0, 0
+        group = self._group(0)
+        return group.nbytes, group.num_rows
+
     def fitting(self, num_bytes: int) -> int:
-        """Return how many rows of middle size fit into so many bytes."""
-        return num_bytes * self.rows // max(1, self._size)
+        """Return how many rows of middle size fit into so many bytes of memory."""
+        size, rows = self._first
+        return num_bytes * rows // max(1, size)
+
+    @property
+    def _fits(self) -> bool:
+        return self.rows <= self.fitting(HELD_BYTES)
 
     def chunks(self) -> list[tuple[int, int]]:
         """Return the ranges that make up the table; each fits into memory."""
@@ -82,8 +97,10 @@ class RawRows:
 
     def _group(self, number: int) -> pa.Table:
         if number not in self._held:
-            kept = self._held if self._fits else {}
-            self._held = kept | {number: self._file.read_row_group(number)}
+            group = self._file.read_row_group(number)
+            if sum(held.nbytes for held in self._held.values()) + group.nbytes > HELD_BYTES:
+                self._held = {}
+            self._held[number] = group
         return self._held[number]
 
 

@@ -35,7 +35,7 @@ def resolve_s3(source: S3Source, secrets: Secrets, known: Known) -> tuple[Source
             folder = place if found[0].type == fs.FileType.Directory else place.rpartition("/")[0]
             found = store.get_file_info(fs.FileSelector(folder.rstrip("/"), recursive=True, allow_not_found=True))
         files = sorted((item for item in found if item.is_file and item.path.startswith(place)), key=lambda i: i.path)
-        resolved = tuple(_known_object(store, item, known) for item in files)
+        resolved = tuple(_known_object(store, source, item, known) for item in files)
     except OSError as error:
         raise _s3_error(source.url, error) from None
     if not files:
@@ -45,8 +45,9 @@ def resolve_s3(source: S3Source, secrets: Secrets, known: Known) -> tuple[Source
     return resolved
 
 
-def _known_object(store: Any, item: Any, known: Known) -> SourceFile:
-    name, state, changed = f"s3://{item.path}", f"{item.size} {item.mtime_ns}", (item.mtime_ns or 0) / 1e9
+def _known_object(store: Any, source: S3Source, item: Any, known: Known) -> SourceFile:
+    name, changed = f"s3://{item.path}", (item.mtime_ns or 0) / 1e9
+    state = f"{source.endpoint} {source.region} {item.size} {item.mtime_ns}"
 
     def read() -> SourceFile:
         return SourceFile(name=name, sha256=_digest(_object(store, item.path)), bytes=item.size)

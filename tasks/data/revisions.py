@@ -75,13 +75,13 @@ def show(repository: Path, revision: str) -> dict[str, Any]:
     kept = ("revision", "workload", "data_sha256", "rows", "augmented_rows", "schema", "rows_by_split", "class_counts")
     return {
         **{name: facts[name] for name in kept if name in facts},
-        "cleaning": facts["cleaning"],
+        "cleaning": facts.get("cleaning", []),
         "validation": {name: value for name, value in validation.items() if value not in (None, [])},
         "label_noise": {"ratio": labels.get("noise_ratio"), "suspects": labels.get("suspects"), "by_class": noise},
         "shift_against": {validation["compared_with"]: _shifts(facts)} if validation.get("compared_with") else None,
         "privacy": _receipt(facts.get("privacy") or {}),
         "sources": facts.get("sources", []),
-        "lineage": facts["lineage"],
+        "lineage": facts.get("lineage"),
     }
 
 

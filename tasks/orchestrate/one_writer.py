@@ -14,7 +14,8 @@ from tasks.orchestrate.same_origin import SAFE
 
 
 class OneWriter:
-    """ASGI middleware; its requests wait for each other once their bodies are there, so a slow client delays none."""
+    """ASGI middleware; its requests wait for each other from the time that their bodies are there until they are
+    answered, and the answer is sent after that: a slow client delays none."""
 
     def __init__(self, app: Any) -> None:
         self.app, self._turn = app, asyncio.Lock()
@@ -30,5 +31,12 @@ class OneWriter:
         async def replayed() -> Any:
             return messages.pop(0) if messages else await receive()
 
+        answer: list[Any] = []
+
+        async def kept(message: Any) -> None:
+            answer.append(message)
+
         async with self._turn:
-            await self.app(scope, replayed, send)
+            await self.app(scope, replayed, kept)
+        for message in answer:
+            await send(message)

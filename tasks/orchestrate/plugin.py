@@ -34,8 +34,9 @@ class DrydockPlugin(AirflowPlugin):
         }
     ]
     fastapi_root_middlewares = [
-        {"name": "Drydock: same origin", "middleware": SameOrigin},
         *([{"name": "Drydock: one writer", "middleware": OneWriter}] if IS_SQLITE else []),
+        # The last one sees a request first.
+        {"name": "Drydock: same origin", "middleware": SameOrigin},
     ]
 
     @cached_property

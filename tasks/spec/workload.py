@@ -82,6 +82,9 @@ class Rollout(Value):
         return steps
 
 
+ADDRESS = r"^[A-Za-z0-9.!#$%&'*+/=?^_{}~-]{1,64}@[A-Za-z0-9.-]{1,255}$"
+
+
 class WebhookNotifier(Value):
     """Takes the whole event as JSON."""
 
@@ -99,16 +102,17 @@ class SlackNotifier(Value):
 class EmailNotifier(Value):
     kind: Literal["email"]
     url: str = Field(
-        min_length=1, description="smtp(s)://[user:password@]host[:port]; may be or hold a ${secret:NAME}"
+        min_length=1,
+        description="smtp(s)://[user:password@]host[:port]; may be or hold a ${secret:NAME}, unescaped",
     )
-    sender: str = Field(pattern=r"^[^@\s]+@[^@\s]+$")
+    sender: str = Field(pattern=ADDRESS)
     to: tuple[str, ...] = Field(min_length=1, max_length=50)
 
     @field_validator("to")
     @classmethod
     def _are_addresses(cls, to: tuple[str, ...]) -> tuple[str, ...]:
         for address in to:
-            if not re.fullmatch(r"[^@\s]+@[^@\s]+", address):
+            if not re.match(ADDRESS, address):
                 raise ValueError(f"{address!r}, must be an e-mail address")
         return to
 

@@ -148,8 +148,9 @@ def test_a_workload_whose_file_is_wrong_loses_no_failure(site):
 
 def test_a_channel_gets_one_line(site, webhook):
     declare_all(site, {"kind": "slack", "url": f"{webhook.url}/services/T0"})
-    notify(site, "boats", "failure", "retrain_boats.train:\nit broke")
-    assert webhook.posted == [("/services/T0", {"text": "Drydock: failure: retrain_boats.train: it broke"})]
+    notify(site, "boats", "failure", "retrain_boats.train:\n<!channel> broke")
+    text = "Drydock: failure: retrain_boats.train: &lt;!channel&gt; broke"
+    assert webhook.posted == [("/services/T0", {"text": text})]
 
 
 class Mailbox:
@@ -189,10 +190,10 @@ def email(url: str) -> dict[str, object]:
 
 
 def test_a_mail_goes_encrypted_with_its_password(site, tmp_path, monkeypatch):
-    monkeypatch.setenv("DRYDOCK_SECRET_MAIL", "ann%40boats:w0rd%2Fx")
+    monkeypatch.setenv("DRYDOCK_SECRET_MAIL", "w0rd/x")
     with mail_server(tmp_path / "tls") as (mailbox, port, trusted):
         monkeypatch.setenv("SSL_CERT_FILE", trusted)
-        declare_all(site, email("smtp://${secret:mail}@127.0.0.1:" + str(port)))
+        declare_all(site, email("smtp://ann%40boats:${secret:mail}@127.0.0.1:" + str(port)))
         notify(site, "boats", "refusal", "judge: accuracy = 0.8\nSubject: forged", attempt=2)
     assert messages(site) == ["judge: accuracy = 0.8\nSubject: forged"]
     ((to, mail),) = mailbox.mails
@@ -200,6 +201,8 @@ def test_a_mail_goes_encrypted_with_its_password(site, tmp_path, monkeypatch):
     assert mail["Subject"] == "Drydock: refusal: judge: accuracy = 0.8 Subject: forged"
     assert mail["From"] == "drydock@boats.example"
     assert "attempt: 2" in mail.get_content()
+    assert mail["Date"]
+    assert mail["Message-ID"].endswith("@boats.example>")
     assert "w0rd" not in mail.as_string() + (site.home / "events.jsonl").read_text()
 
 
