@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.data import jsonlines
 from tasks.data.ingest import ingest, resolve
 from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
@@ -117,6 +119,14 @@ def test_images_come_from_bytes_and_lists_and_may_be_missing(tmp_path, kind):
     assert table.schema.field("pixels").type == pa.list_(pa.uint8())
     assert table.column("pixels").to_pylist() == [None if row is None else list(row) for row in rows]
     assert table.column("label").to_pylist() == ["1", "2", None]
+
+
+def test_images_may_be_missing_in_a_whole_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonlines, "BATCH_BYTES", 1)
+    lines = [{"pixels": pixels, "label": "1"} for pixels in ([1, 2, 3, 4], None, [5, 6, 7, 8])]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, table = run(tmp_path, "d.jsonl", IMAGE)
+    assert table.column("pixels").to_pylist() == [[1, 2, 3, 4], None, [5, 6, 7, 8]]
 
 
 @pytest.mark.parametrize(
