@@ -242,11 +242,12 @@ def rollback(workload: str, to: str | None, reason: str) -> None:
     from tasks.delivery import rollback as roll_back
     from tasks.spec.settings import resolve
 
-    _check_known(Site(), workload)
+    # With MLflow hung the traffic is back at once, and the command ends soon after.
+    site = Site(resolve(mlflow_seconds=5))
+    _check_known(site, workload)
     intent_id = f"cli:{user()}:{dt.datetime.now(dt.UTC).isoformat()}"
     order = Order(workload=workload, version=to, actor=user(), reason=reason, intent_id=intent_id)
-    # With MLflow hung the traffic is back at once, and the command ends soon after.
-    intent = roll_back(order, Site(resolve(mlflow_seconds=5)))
+    intent = roll_back(order, site)
     say(f"{workload}: version {intent['target']['version']} serves")
 
 

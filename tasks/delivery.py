@@ -30,6 +30,7 @@ from tasks.replicas import (
     package_at_hand,
     ready_endpoints,
     retire_replicas,
+    served_digests,
     start_replicas,
     stop_replicas,
 )
@@ -147,10 +148,10 @@ def roll(order: Order, site: Site) -> RolloutState:
 def _abandon(workload: str, target: Version, site: Site) -> None:
     """Stop the replicas of a candidate whose rollout never begins; those that serve, have served (they may be warm for
     a rollback) or belong to another release's rollout stay."""
-    served = {row.digest_sha256 for row in site.ledger.history(workload) if row.kind == "commit"}
+    needed = served_digests(workload, site)
     if active := site.rollouts.active(workload):
-        served.add(active.candidate.digest_sha256)
-    if target.digest_sha256 not in served:
+        needed.add(active.candidate.digest_sha256)
+    if target.digest_sha256 not in needed:
         stop_replicas(workload, target, site)
 
 

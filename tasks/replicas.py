@@ -127,13 +127,17 @@ def is_ready(url: str) -> bool:
         connection.close()
 
 
+def served_digests(workload: str, site: Site) -> set[str]:
+    """Return the package digests of every version that serves or has served."""
+    return {row.digest_sha256 for row in site.ledger.history(workload) if row.kind == "commit"}
+
+
 def retire_replicas(workload: str, champion: Version, site: Site) -> list[str]:
     """Drain and stop the services of versions that served before the champion; return their names.
 
     One that never served is the candidate of another release, and stays.
     """
-    served = {row.digest_sha256 for row in site.ledger.history(workload) if row.kind == "commit"}
-    replaced = served - {champion.digest_sha256}
+    replaced = served_digests(workload, site) - {champion.digest_sha256}
     stopped = []
     for replica in site.engine.replicas():
         labels = replica.labels

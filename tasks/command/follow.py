@@ -60,10 +60,10 @@ def _follow(
             _tell(task, told, say)
             if task["state"] == "up_for_retry":
                 _tell_retry(api, dag_id, run_id, task, told, say)
-        if len(told) == before and time.monotonic() - said_at > QUIET_SECONDS:
-            _tell_running(tasks, say)
+        if len(told) > before:
             said_at = time.monotonic()
-        elif len(told) > before:
+        elif time.monotonic() - said_at > QUIET_SECONDS:
+            _tell_running(tasks, say)
             said_at = time.monotonic()
         if until and until <= {task["task_id"] for task in tasks if task["state"] == "success"}:
             return "reached"

@@ -12,7 +12,8 @@ from tasks.stack import health, log_name
 from tasks.store.events import read_events
 from tasks.store.space import free_bytes, warning
 
-MOST_EVENTS = 8
+# How many are read for what concerns a workload, and of these for the list, which has the newest alone.
+READ_EVENTS, TOLD_EVENTS, MOST_EVENTS = 2000, 200, 8
 CONCERNS, ENDS = ("failure", "refusal", "review"), ("promotion", "rollback", "approval", "rejection")
 TOLD = {
     *("failure", "refusal", "review", "approval", "rejection"),
@@ -22,19 +23,22 @@ TOLD = {
 
 def status_of(site: Site) -> dict[str, Any]:
     """Return the state of the whole site as plain data; what is down is said, not raised."""
+    events = read_events(site.home, READ_EVENTS)
     return {
         "services": _services(site),
-        "workloads": [_workload(site, name) for name in workload_names(site.workloads)],
-        "events": _events(site),
+        "workloads": [
+            {"event": _concern(events, name)} | _workload(site, name) for name in workload_names(site.workloads)
+        ],
+        "events": _newest(events[-TOLD_EVENTS:]),
         "free_bytes": free_bytes(site.home),
         "disk": warning(site.home),
     }
 
 
-def _events(site: Site) -> list[dict[str, Any]]:
+def _newest(read: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The newest events; one that came again and again, as in an outage, is told once with how often."""
     events: dict[str, dict[str, Any]] = {}
-    for event in read_events(site.home, 200):
+    for event in read:
         if event["kind"] in TOLD:
             before = events.pop(event["message"], {"times": 0})
             events[event["message"]] = event | {"times": before["times"] + 1}
@@ -59,7 +63,7 @@ def _services(site: Site) -> dict[str, str]:
 
 
 def _workload(site: Site, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"workload": name, "problem": "", "champion": None, "event": _concern(site, name)}
+    found: dict[str, Any] = {"workload": name, "problem": "", "champion": None}
     try:
         load_workload(site.workloads, name)
     except DrydockError as error:  # what serves goes on serving
@@ -73,9 +77,8 @@ def _workload(site: Site, name: str) -> dict[str, Any]:
     return found | {"services": _served(site, name)}
 
 
-def _concern(site: Site, name: str) -> dict[str, Any] | None:
+def _concern(events: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
     """The workload's newest event, where it is one that asks for a person."""
-    events = read_events(site.home, 2000)
     told = [event for event in events if event.get("workload") == name and event["kind"] in (*CONCERNS, *ENDS)]
     return told[-1] if told and told[-1]["kind"] in CONCERNS else None
 

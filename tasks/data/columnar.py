@@ -47,7 +47,7 @@ class Columnar:
             first = next(file.iter_batches(batch_size=PROBED_ROWS, columns=columns, use_threads=False), None)
             sizes = [group.total_byte_size // max(group.num_rows, 1) for group in groups]
             sizes += [first.nbytes // max(first.num_rows, 1)] if first is not None else []
-            most = max(1, min(self._batch_rows, BATCH_BYTES // max(1, *sizes, 1)))
+            most = max(1, min(self._batch_rows, BATCH_BYTES // max([1, *sizes])))
             # Read as it is asked for: a row group may be larger than memory.
             for batch in file.iter_batches(batch_size=most, columns=columns, use_threads=False):
                 rows += batch.num_rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tasks.spec.compress import Compress, Distilled, Pruned, Sparse
 from tasks.spec.cron import PRESETS as CRON_PRESETS
@@ -82,7 +82,13 @@ class Rollout(Value):
         return steps
 
 
-ADDRESS = r"^[A-Za-z0-9.!#$%&'*+/=?^_{}~-]{1,64}@[A-Za-z0-9.-]{1,255}$"
+def _is_address(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.!#$%&'*+/=?^_{}~-]{1,64}@[A-Za-z0-9.-]{1,255}", text):
+        raise ValueError(f"{text!r}, must be an e-mail address")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_is_address)]
 
 
 class WebhookNotifier(Value):
@@ -105,16 +111,8 @@ class EmailNotifier(Value):
         min_length=1,
         description="smtp(s)://[user:password@]host[:port]; may be or hold a ${secret:NAME}, unescaped",
     )
-    sender: str = Field(pattern=ADDRESS)
-    to: tuple[str, ...] = Field(min_length=1, max_length=50)
-
-    @field_validator("to")
-    @classmethod
-    def _are_addresses(cls, to: tuple[str, ...]) -> tuple[str, ...]:
-        for address in to:
-            if not re.match(ADDRESS, address):
-                raise ValueError(f"{address!r}, must be an e-mail address")
-        return to
+    sender: Address
+    to: tuple[Address, ...] = Field(min_length=1, max_length=50)
 
 
 Notifier = Annotated[WebhookNotifier | SlackNotifier | EmailNotifier, Field(discriminator="kind")]
