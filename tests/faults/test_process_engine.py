@@ -121,10 +121,13 @@ def test_a_killed_launcher_leaves_no_child_on_its_port(engine, tmp_path):
 def test_a_killed_supervisor_is_started_again_without_strays(engine, tmp_path):
     replicas = engine.start(_service(tmp_path, replicas=2))
     job = engine.submit(_job(tmp_path, "while :; do sleep 0.1; done"))
+    programs = {"svc-digits-0-0", "svc-digits-0-1", "job-fault"}
+    # What the daemon forked bears the name of its program from its exec on.
+    _until(lambda: programs <= set(_programs_running(tmp_path / "home")))
     os.kill(_daemon_pid(engine), signal.SIGKILL)
     _until(lambda: not engine.supervisor.running())
     # Without the protection these would go on beside the new ones, on the ports that those need.
-    assert {"svc-digits-0-0", "svc-digits-0-1", "job-fault"} <= set(_programs_running(tmp_path / "home"))
+    assert programs <= set(_programs_running(tmp_path / "home"))
     with pytest.raises(TryAgain, match="drydock up starts it"):
         engine.poll(job)
 
