@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,7 +40,8 @@ class Written(NamedTuple):
 
 
 class Groups:
-    """A Parquet file written in row groups of exactly ``rows`` (the last may be smaller)."""
+    """A Parquet file written in row groups of exactly ``rows`` (the last may be smaller), by a thread: one group is
+    written while the next is computed."""
 
     def __init__(self, path: Path, schema: pa.Schema, rows: int = GROUP_ROWS) -> None:
         import pyarrow.parquet as pq
@@ -48,14 +50,20 @@ class Groups:
         texts = [field.name for field in schema if str(field.type) == "string" and field.name != "row_id"]
         self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=texts)
         self._schema, self._held, self._rows, self._group = schema, list[Any](), 0, rows
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> Groups:
         return self
 
     def __exit__(self, kind: object, *exception: object) -> None:
-        if kind is None and self._rows:
-            self._write(self._rows)
-        self._writer.close()
+        try:
+            if kind is None and self._rows:
+                self._write(self._rows)
+            self._written()
+        finally:
+            self._thread.shutdown()
+            self._writer.close()
 
     def add(self, table: pa.Table) -> None:
         self._held.append(table)
@@ -68,8 +76,15 @@ class Groups:
 
         # One chunk a group: where chunks meet, pages would end.
         whole = pa.concat_tables(self._held)
-        self._writer.write_table(whole.slice(0, count).combine_chunks(), row_group_size=self._group)
+        group = whole.slice(0, count).combine_chunks()
+        self._written()
+        self._writing = self._thread.submit(self._writer.write_table, group, row_group_size=self._group)
         self._held, self._rows = [whole.slice(count)], self._rows - count
+
+    def _written(self) -> None:
+        """Wait for the group that is being written; its error is raised here."""
+        if self._writing:
+            self._writing.result()
 
 
 def write_repairs(work: WorkTable, path: Path, label: str, changes: tuple[Change, ...]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 from airflow.sdk.bases.notifier import BaseNotifier
 
 from tasks.notify import notify
+from tasks.spec.errors import heard
 
 
 class DrydockNotifier(BaseNotifier):
@@ -22,6 +23,7 @@ class DrydockNotifier(BaseNotifier):
         ti = context["ti"]
         workload = self.workload or dict(context.get("params") or {}).get("workload")
         cause = " ".join(str(context.get("exception") or "it was stopped").split())
+        cause = str(heard(cause) or cause)  # a person needs no name of a class
         notify(
             Site(),
             workload,

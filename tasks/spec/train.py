@@ -10,7 +10,7 @@ from tasks.spec.parallel import DIVIDING, check_divides
 from tasks.spec.recipe import Recipe
 from tasks.spec.value import Value
 
-Parallel = Literal["ddp", "fsdp", "tensor", "pipeline", "auto"]
+Parallel = Literal["ddp", "fsdp", "tensor", "pipeline", "parameter-server", "auto"]
 Gradients = Literal["fp32", "fp16", "bf16", "powersgd", "auto"]
 
 
@@ -65,6 +65,14 @@ class Pipeline(Value):
     micro_batches: int = Field(default=4, ge=1, description="into how many parts a batch is divided")
 
 
+class Server(Value):
+    """How far ranks that train against a parameter server may drift apart."""
+
+    staleness: int = Field(
+        default=4, ge=0, description="how many updates a rank may be ahead of the slowest before it waits"
+    )
+
+
 class Resources(Value):
     """What one rank asks of its node."""
 
@@ -78,7 +86,8 @@ class Train(Value):
     parallel: Parallel = Field(
         default="ddp",
         description="ddp: a whole network a rank; fsdp: each holds a part; tensor: each computes a part of a layer; "
-        "pipeline: each has some of the layers; auto: what is measured to be the fastest of one rank, ddp and fsdp",
+        "pipeline: each has some of the layers; parameter-server: rank 0 holds the weights and takes updates as they "
+        "come; auto: what is measured to be the fastest of one rank, ddp and fsdp",
     )
     gradients: Gradients = Field(
         default="fp32",
@@ -86,6 +95,7 @@ class Train(Value):
         "is measured to be the fastest",
     )
     pipeline: Pipeline = Pipeline()
+    parameter_server: Server = Server()
     nodes: int = Field(default=1, ge=1)
     ranks: int = Field(default=2, ge=1, description="processes on each node")
     batch_size: int = Field(default=64, ge=1, description="global: divided among ranks that have rows of their own")
@@ -100,7 +110,10 @@ class Train(Value):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = Field(default=False, description="by torch.compile, which needs a C++ compiler on the CPU")
-    deterministic: bool = Field(default=True, description="the same weights bit for bit; false may be faster on a GPU")
+    deterministic: bool = Field(
+        default=True,
+        description="the same weights bit for bit, but not by a parameter server; false may be faster on a GPU",
+    )
     stopping: Stopping = Stopping()
     checkpoints: Checkpoints = Checkpoints()
     hang_seconds: int = Field(
@@ -138,6 +151,8 @@ class Train(Value):
         found, least = self.pipeline, self.world_size
         if found != Pipeline() and self.parallel != "pipeline":
             raise ValueError(f"pipeline is given, must be left out where parallel is {self.parallel!r}")
+        if self.parameter_server != Server() and self.parallel != "parameter-server":
+            raise ValueError(f"parameter_server is given, must be left out where parallel is {self.parallel!r}")
         if self.parallel == "pipeline" and found.schedule == "1f1b" and found.micro_batches < least:
             raise ValueError(
                 f"pipeline.micro_batches = {found.micro_batches}, must be at least nodes x ranks = {least} where "

@@ -5,6 +5,7 @@ one saved, another goes on with.
 - ``ddp``: a whole network a rank; gradients are averaged while they are computed (PyTorch DDP, Li et al. 2020).
 - ``fsdp``: each rank holds a part of every tensor and gathers a layer when it is its turn (FSDP2, Zhao et al. 2023).
 - ``tensor`` and ``pipeline`` divide the network itself, see ``tasks.train.tensor`` and ``tasks.train.stages``.
+- ``parameter-server``: one holds the weights and takes updates as they come, see ``tasks.train.parameter_server``.
 
 ``whole``, ``total``, ``norm`` and a forward pass may be exchanges: every rank calls them, in the same order.
 """
@@ -81,6 +82,11 @@ class One:
     def norm(self, limit: float | None) -> float:
         """Return the norm of all gradients, and scale those beyond ``limit`` down to it."""
         return learn.norm_of_gradients(self.network, limit)
+
+    def update(self, optimiser: torch.optim.Optimizer, rate: float) -> None:
+        """Move the weights by the gradients that this rank has."""
+        learn.set_rate(optimiser, rate)
+        optimiser.step()
 
     def wire_bytes(self, world: int, steps: int) -> int:
         """Return what all ranks sent for the last ``steps``: of N ranks and G bytes to sum up, by the ring's formula.

@@ -46,8 +46,9 @@ class Topology(NamedTuple):
 
 
 def candidates(train: Train, own_threads: int) -> dict[str, Topology]:
-    """What may be taken, by name: one where nothing is ``auto``, which does not measure ways that divide a network."""
-    if train.parallel in DIVIDING:
+    """What may be taken, by name: one where nothing is ``auto``, which measures no way that divides a network or is
+    another training."""
+    if train.parallel in (*DIVIDING, "parameter-server"):
         return {train.parallel: Topology(train.parallel, True, own_threads)}
     ways = (*HALF, "powersgd", "fp32") if train.gradients == "auto" else (train.gradients,)
     ddp = {f"ddp {way}" if len(ways) > 1 else "ddp": Topology("ddp", True, own_threads, way) for way in reversed(ways)}

@@ -156,13 +156,12 @@ class Trainer:
         """One step on a batch; return its mean loss on this rank."""
         number = self.place.steps(self.per_epoch)
         self.rate = self.train.optimiser.learning_rate * self.factor(number)
-        learn.set_rate(self.optimiser, self.rate)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.strategy.call.zero_grad(set_to_none=True)
         loss = self.backward(x, y)
         limit = self.train.optimiser.clip_norm
         if limit is not None or (number + 1) % min(NORM_STEPS, self.per_epoch) == 0:
             self.norm = self.strategy.norm(limit)
-        self.optimiser.step()
+        self.strategy.update(self.optimiser, self.rate)
         return loss
 
     def backward(self, x: Tensor, y: Tensor) -> Tensor:

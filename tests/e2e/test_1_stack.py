@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -19,6 +20,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+
+from tasks.engines.supervisor import Supervisor
+from tasks.spec.errors import TryAgain
 
 pytestmark = [pytest.mark.timeout(420)]
 BLANK = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 64], "data": [0.0] * 64}]}
@@ -292,16 +296,65 @@ def test_bad_input_is_one_line_everywhere(stack: Any) -> None:
     (folder / "workload.yaml").unlink()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
+def test_a_run_goes_on_after_a_full_disk_and_after_an_outage_of_mlflow(stack: Any) -> None:
+    api, before = stack.api(), champion(stack)
+    small = stack.home / "jobs"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "drydock-test", str(small)], check=True)
+    try:
+        run_id = api.trigger("retrain_digits", {"seed": 5})
+        assert finish(api, "retrain_digits", run_id) == "failed"
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
+    failed = next(task for task in api.tasks("retrain_digits", run_id) if task["state"] == "failed")
+    assert failed["try_number"] == 4, "it may pass, so it is tried again"
+    for told in (
+        api.task_log("retrain_digits", run_id, failed),
+        stack.events("failure")[-1]["message"],
+        stack.drydock("status").stdout,
+    ):
+        assert "the disk is full at " in told
+    assert "TryAgain" not in stack.drydock("status").stdout
+    assert stack.predict("digits", BLANK).status_code == 200
+
+    Supervisor(stack.home).remove("mlflow")
+    api.call("POST", f"/dags/retrain_digits/dagRuns/{run_id}/clear", {"dry_run": False, "only_failed": True})
+
+    def waits() -> Any:
+        return [task for task in api.tasks("retrain_digits", run_id) if task["state"] == "up_for_retry"]
+
+    (task,) = wait_until(waits, 90, "what needs MLflow waits for it")
+    assert "MLflow" in api.task_log("retrain_digits", run_id, task)
+    assert stack.predict("digits", BLANK).status_code == 200
+    stack.drydock("up")
+    assert finish(api, "retrain_digits", run_id) == "success"
+    registered = api.xcom("retrain_digits", run_id, "register")["version"]
+    wait_until(lambda: champion(stack) == registered != before, 120, "its version serves")
+
+
 def test_a_component_that_dies_is_restarted(stack: Any) -> None:
-    api = stack.api()
-    for part in ("scheduler", "envoy", "tasks.reconciler", "tasks.serve"):
-        before = {process.pid for process in running(stack, part)}
-        assert before, part
-        os.kill(min(before), signal.SIGKILL)
-        wait_until(lambda: {p.pid for p in running(stack, part)} - before, 30, f"{part} runs again")  # noqa: B023
-    wait_until(lambda: set(api.health().values()) == {"healthy"}, 60, "Airflow is healthy again")
+    """All of them at once: each comes back, and what served serves."""
+    api, supervisor = stack.api(), Supervisor(stack.home)
+    before = {name: info.pid for name, info in supervisor.infos().items() if not name.startswith("job-")}
+    assert {"airflow-scheduler", "airflow-api-server", "envoy", "mlflow", "reconciler"} < set(before)
+    for pid in before.values():
+        os.kill(pid, signal.SIGKILL)
+
+    def again() -> bool:
+        now = {name: info.pid for name, info in supervisor.infos().items()}
+        return all(now.get(name) not in (0, None, pid) for name, pid in before.items())
+
+    wait_until(again, 60, "each runs again")
+    wait_until(lambda: _healthy(stack, api), 90, "Airflow is healthy again")
     wait_until(lambda: _answers(stack), 30, "the champion answers again")
     assert champion(stack) is not None
+
+
+def _healthy(stack: Any, api: Any) -> bool:
+    with contextlib.suppress(TryAgain):
+        said = [*api.health().values(), *stack.json("status")["services"].values()]
+        return set(said) <= {"healthy", "running"}
+    return False
 
 
 def _answers(stack: Any) -> bool:
