@@ -77,6 +77,7 @@ def clean(workload: Workload, done: Done, site: Site, item: Any = None) -> Value
         label=data.label,
         rules=data.clean,
         split=data.split,
+        keep=data.keep,
         corrections=_corrections(workload, site),
     )
 
@@ -104,6 +105,7 @@ def validate_data(workload: Workload, done: Done, site: Site, item: Any = None) 
         previous=last_accepted(site.datasets, workload.name, apart),
         anonymity=data.privacy.anonymity,
         columns=tuple(data.columns),
+        keep=data.keep,
         today=dt.datetime.now(dt.UTC).date().isoformat() if data.expectations.newest else None,
         made_columns=data.made_columns,
     )

@@ -13,6 +13,7 @@ from tasks.data.repair import Meaning, apply_rule
 from tasks.data.table import empty_room
 from tasks.data.truth import inferred
 from tasks.data.worktable import IMAGES, NUMBERS, TEXTS, WorkTable, num_words
+from tasks.spec.data import OWN_COLUMNS
 from tasks.spec.errors import BadRequest
 from tasks.spec.requests import CleanRequest, CleanResult
 from tasks.store.files import write_json
@@ -21,7 +22,6 @@ from tasks.store.room import open_room
 if TYPE_CHECKING:
     from tasks.spec.clean import CleanRule
 
-OWN_COLUMNS = ("row_id", "label", "split")
 RUNS = Runs()
 
 

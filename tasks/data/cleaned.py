@@ -17,7 +17,7 @@ from tasks.data.divide import LABEL, NAMES, Cuts, cuts_of, divide, positions
 from tasks.data.engine import ROW
 from tasks.data.rawrows import RawRows
 from tasks.data.table import SPLITS
-from tasks.data.worktable import DROPPED, IMAGES, WorkTable
+from tasks.data.worktable import DROPPED, IMAGES, NUMBERS, WorkTable
 from tasks.spec.requests import CleanRequest
 
 if TYPE_CHECKING:
@@ -184,17 +184,17 @@ def write_rows(
     """
     counts, changes = dict.fromkeys(SPLITS, 0), list[Change]()
     has_validation, cuts = _has_validation(request, work), _cuts(request, work, raw)
-    quarantine = _quarantine_schema(raw.schema)
+    schema, quarantine = _data_schema(request, work), _quarantine_schema(raw.schema)
     size = max(MIN_GROUP_ROWS, min(GROUP_ROWS, raw.fitting(GROUP_BYTES)))
     with (
-        Groups(room / "data.parquet", _data_schema(request), size) as data,
+        Groups(room / "data.parquet", schema, size) as data,
         Groups(room / "quarantine.parquet", quarantine, size) as aside,
     ):
         for (start, stop), rows in _ranges(request, work, raw):
             alive = rows.filter(rows.column(GONE).is_null())
             labelled = alive.append_column(LABEL, alive.column(request.label.column)) if cuts else alive
             splits = divide(labelled, request.feature, request.split, has_validation, cuts)
-            finished = _finished(request, alive, splits, raw, start, stop)
+            finished = _finished(request, schema, alive, splits, raw, start, stop)
             found = correct(finished, request.feature, "label", corrections)
             for name, count in Counter(found.table.column("split").to_pylist()).items():
                 counts[name] += count
@@ -218,8 +218,7 @@ def _ranges(request: CleanRequest, work: WorkTable, raw: RawRows) -> Iterator[tu
         if entry.drops and entry.found:
             hit = table[DROPPED] == number
             why = hit.ifelse(_logged(work, entry, table[f"before{number}"]), why)
-    names = [*request.feature.columns, request.label.column]
-    names += [name for name in request.split.columns if name not in names]
+    names = dict.fromkeys((*request.feature.columns, request.label.column, *request.keep, *request.split.columns))
     columns = {name: table[work.place(name)] for name in names}
     columns[request.label.column] = work.as_text(columns[request.label.column])
     # By place: the engine would take names that differ in case alone for one.
@@ -232,18 +231,19 @@ def _ranges(request: CleanRequest, work: WorkTable, raw: RawRows) -> Iterator[tu
 
 
 def _finished(
-    request: CleanRequest, alive: pa.Table, splits: Any, raw: RawRows, start: int, stop: int
+    request: CleanRequest, schema: pa.Schema, alive: pa.Table, splits: Any, raw: RawRows, start: int, stop: int
 ) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    schema, columns = _data_schema(request), [alive.column("row_id")]
+    columns = [alive.column("row_id")]
     for name in request.feature.columns:
         column = alive.column(name)
         if request.feature.kind == "image":
             column = raw.read(start, stop, [name]).column(0).take(pc.subtract(alive.column(AT), start))
         columns.append(column)
-    columns += [alive.column(request.label.column), pa.array(splits.tolist(), pa.string())]
+    columns += [alive.column(name) for name in (*request.keep, request.label.column)]
+    columns += [pa.array(splits.tolist(), pa.string())]
     cast = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(cast, schema=schema)
 
@@ -270,15 +270,16 @@ def _taken_out(gone: list[Change], label: str, raw: pa.Table, start: int, schema
     return pa.Table.from_arrays([*own, *whole.columns], schema=schema)
 
 
-def _data_schema(request: CleanRequest) -> pa.Schema:
+def _data_schema(request: CleanRequest, work: WorkTable) -> pa.Schema:
     import pyarrow as pa
 
     feature = request.feature
     width = feature.shape[0]
     kinds = {"images": pa.list_(pa.uint8(), width), "numbers": pa.float64()}
     fields = [("row_id", pa.string()), *((name, kinds.get(feature.holds, pa.string())) for name in feature.columns)]
+    further = [(name, pa.float64() if work.kind(name) == NUMBERS else pa.string()) for name in request.keep]
     label = pa.float64() if request.label.kind == "number" else pa.string()
-    return pa.schema([*fields, ("label", label), ("split", pa.string())])
+    return pa.schema([*fields, *further, ("label", label), ("split", pa.string())])
 
 
 def _quarantine_schema(raw: pa.Schema) -> pa.Schema:

@@ -16,6 +16,7 @@ from tasks.data.rawrows import RawRows
 from tasks.data.scalars import ROW, VIEW, Scalars, named, opened
 from tasks.data.table import SPLITS, images, read_table
 from tasks.data.tagging import differing
+from tasks.spec.data import OWN_COLUMNS
 from tasks.spec.privacy import TOLD
 from tasks.store.room import open_room
 
@@ -28,7 +29,6 @@ MAX_COLUMNS, MAX_CLASSES, SHIFTS_DRAWN = 60, 10, 6
 WORST, BUCKETS, CHARS = 24, 80, 240
 # Read from at most so many rows, in order.
 IMAGE_ROWS = 20_000
-OWN = ("row_id", "label", "split")
 
 
 def report(facts: dict[str, Any], request: VersionRequest, data: Path, before: dict[str, Any] | None = None) -> str:
@@ -109,7 +109,7 @@ def _columns(frame: pd.DataFrame, classes: list[str], profile: dict[str, Any]) -
     place = {name: min(index, MAX_CLASSES - 1) for index, name in enumerate(classes)}
     codes = frame["label"].map(place).fillna(0).to_numpy(int)
     found = []
-    for name in [name for name in frame.columns if name not in OWN][:MAX_COLUMNS]:
+    for name in [name for name in frame.columns if name not in OWN_COLUMNS][:MAX_COLUMNS]:
         values = frame[name]
         if not pd.api.types.is_numeric_dtype(values.dtype):
             continue

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.data.cells import tags_pattern
 from tasks.data.scalars import GROUP_ROWS, IMAGE_PARTS
 from tasks.data.table import SPLITS
+from tasks.spec.data import OWN_COLUMNS
 
 if TYPE_CHECKING:
     from tasks.spec.requests import ValidateDataRequest
@@ -68,7 +69,7 @@ def _clean(request: ValidateDataRequest) -> list[Expectation]:
     rules, feature = request.expectations, request.feature
     rows = {"min_value": rules.min_rows, **({"max_value": rules.max_rows} if rules.max_rows else {})}
     alike = [GROUP_ROWS] if request.anonymity else []
-    columns = {"column_set": sorted({"row_id", "label", "split", REJECTED, *alike, *_scalars(request)})}
+    columns = {"column_set": sorted({*OWN_COLUMNS, REJECTED, *alike, *_scalars(request), *request.keep})}
     kind = {"images": _image, "texts": _text, "numbers": _table, "ids": _ids}[feature.holds]
     return [
         _expect("table_row_count_to_be_between", "rows", "data.expectations.min_rows, max_rows", **rows),

@@ -71,6 +71,10 @@ class Split(Value):
         return self
 
 
+# What each row of a data set has beside its features.
+OWN_COLUMNS = ("row_id", "label", "split")
+
+
 class Data(Value):
     """The rows: where they come from, what of them is read, and how they are cleaned, judged and divided."""
 
@@ -78,6 +82,9 @@ class Data(Value):
     feature: Feature
     label: Target
     columns: dict[str, ColumnType] = Field(default={}, description="further columns, for the cleaning rules to read")
+    keep: tuple[str, ...] = Field(
+        default=(), description="of the further columns, those that stay in the data set for evaluate.slices and groups"
+    )
     bad_rows: Literal["refuse", "quarantine"] = Field(
         default="refuse", description="rows that can't be read as their columns' types"
     )
@@ -144,6 +151,17 @@ class Data(Value):
         return self
 
     @model_validator(mode="after")
+    def _kept_columns_are_there(self) -> Data:
+        for name in self.keep:
+            if name not in self.columns:
+                raise ValueError(f"keep: {name!r} is no further column, must be one of {sorted(self.columns)}")
+            if name in OWN_COLUMNS:
+                raise ValueError(f"keep: {name!r} is a name of our own, must be none of {', '.join(OWN_COLUMNS)}")
+            if name in self.privacy.columns and self.privacy.columns[name].action == "drop":
+                raise ValueError(f"keep: {name!r} is dropped by privacy.columns; generalise it instead")
+        return self
+
+    @model_validator(mode="after")
     def _private_columns_can_be_treated(self) -> Data:
         texts = {name for name, kind in self.columns.items() if kind == "text"}
         texts |= set(self.feature.columns) if self.feature.kind in ("text", "ids") else set()
@@ -166,10 +184,10 @@ class Data(Value):
 
     @model_validator(mode="after")
     def _anonymity_is_of_what_is_kept(self) -> Data:
-        kept = self.feature.columns if self.feature.kind == "table" else ()
+        kept = (*(self.feature.columns if self.feature.kind == "table" else ()), *self.keep)
         for name in self.privacy.anonymity.columns if self.privacy.anonymity else ():
             if name not in kept:
-                known = f"must be feature columns of a table ({', '.join(kept) or 'there are none'})"
+                known = f"must be feature columns of a table or kept ones ({', '.join(kept) or 'there are none'})"
                 raise ValueError(f"privacy.anonymity.columns: {name!r} is not in the data set; {known}")
         return self
 

@@ -21,7 +21,8 @@ class Slice(Value):
 class Evaluate(Value):
     slices: tuple[Slice, ...] = ()
     groups: tuple[str, ...] = Field(
-        default=(), description="feature columns between whose values gaps are measured; rules name them group:COLUMN"
+        default=(),
+        description="feature or kept columns between whose values gaps are measured; rules name them group:COLUMN",
     )
     relevant: float | None = Field(
         default=None, description="from which number on an item is one that its user wants; none: 3/4 of the range"

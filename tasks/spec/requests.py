@@ -72,13 +72,14 @@ class CleanRequest(Value):
     label: Target
     rules: tuple[CleanRule, ...]
     split: Split
+    keep: tuple[str, ...] = Field(default=(), description="further columns that stay beside the features")
     corrections: RoomRef | None = Field(default=None, description="labels that people corrected, applied last")
 
 
 class CleanResult(Value):
-    """``data.parquet``: row_id, features, ``label`` (text), ``split``; ``repairs.parquet``: every changed cell
-    and dropped row (row_id, column, before, after, rule); ``quarantine.parquet``: dropped rows as they were read,
-    with row_id, rule, column and reason; ``report.json``: counts by rule."""
+    """``data.parquet``: row_id, features, kept columns, ``label`` (text), ``split``; ``repairs.parquet``: every
+    changed cell and dropped row (row_id, column, before, after, rule); ``quarantine.parquet``: dropped rows as they
+    were read, with row_id, rule, column and reason; ``report.json``: counts by rule."""
 
     room: RoomRef | None = None
     rows_in: int
@@ -110,6 +111,7 @@ class ValidateDataRequest(Value):
     previous: Previous | None = None
     anonymity: Anonymity | None = None
     columns: tuple[str, ...] = Field(default=(), description="further columns of the raw table")
+    keep: tuple[str, ...] = Field(default=(), description="those of the cleaned one")
     today: str | None = Field(default=None, description="the day (UTC) of the run, where the newest row's age counts")
     made_columns: tuple[str, ...] = Field(default=(), description="features that cleaning made")
 

@@ -218,9 +218,8 @@ class Workload(Value):
     @model_validator(mode="after")
     def _groups_are_columns(self) -> Workload:
         for name in self.evaluate.groups:
-            if name not in self.data.feature.columns:
-                known = ", ".join(self.data.feature.columns)
-                raise ValueError(f"evaluate.groups = {name!r}, must be one of the feature's columns: {known}")
+            if name not in (known := (*self.data.feature.columns, *self.data.keep)):
+                raise ValueError(f"evaluate.groups = {name!r}, must be a feature's or kept column: {', '.join(known)}")
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import textwrap
 import time
 import warnings
 import zipfile
@@ -446,6 +447,29 @@ def test_what_is_no_regular_file_is_refused(reader, tmp_path):
         "/dev/zero": "no regular file",
     }.items():
         assert words.lower() in judged(reader, tmp_path, path, TEXT, source={"format": "csv"}).lower()
+
+
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path):
+    """Root may read all, so it is asked without root's rights over files."""
+    (tmp_path / "d.csv").write_bytes(text("q,x"))
+    (tmp_path / "d.csv").chmod(0)
+    code = """
+        import sys
+        from pathlib import Path
+        from tasks.data.ingest import resolve
+        from tasks.spec.errors import DrydockError
+        from tasks.spec.source import FilesSource
+        try:
+            resolve(FilesSource(kind="files", path=sys.argv[1]), Path())
+        except DrydockError as error:
+            print(type(error).__name__, error)
+    """
+    bounded = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.geteuid() == 0 else []
+    command = [*bounded, sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "d.csv")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    said = done.stdout.strip()
+    assert said.endswith("d.csv: can't be read: Permission denied; give this user the right to read it")
+    assert "\n" not in said
 
 
 def test_a_time_in_the_future_is_no_matter(reader, tmp_path):

@@ -34,7 +34,7 @@ ALLOWED = rules.Allowed(rule="allowed_labels")
 DUPLICATES = rules.DropDuplicates(rule="drop_duplicates")
 
 
-def run(folder, columns, feature, *declared, split=None, label=LABEL):
+def run(folder, columns, feature, *declared, split=None, label=LABEL, keep=()):
     raw = folder / "raw"
     raw.mkdir(exist_ok=True)
     types = {"text": pa.string(), "a": pa.float64(), "pixels": pa.list_(pa.uint8())}
@@ -47,6 +47,7 @@ def run(folder, columns, feature, *declared, split=None, label=LABEL):
         label=label,
         rules=declared,
         split=split or Split(),
+        keep=keep,
     )
     result = clean(request, folder / "room")
     data, repairs = (pq.read_table(folder / "room" / f"{name}.parquet") for name in ("data", "repairs"))
@@ -55,6 +56,17 @@ def run(folder, columns, feature, *declared, split=None, label=LABEL):
 
 def repair(row_id, column, before, after, rule):
     return {"row_id": row_id, "column": column, "before": before, "after": after, "rule": rule}
+
+
+def test_kept_columns_are_beside_the_features_as_cleaned(tmp_path):
+    columns = {"text": ["hi", "win", "hi"], "y": ["ham", "spam", "ham"]}
+    columns |= {"sex": [" f", "m", None], "b": ["1,5", "x", "2"]}
+    parsed = rules.ParseNumber(rule="parse_number", column="b", decimal=",", action="missing")
+    _, data, _ = run(tmp_path, columns, TEXT, TRIM.model_copy(update={"column": "sex"}), parsed, keep=("sex", "b"))
+    assert data.column_names == ["row_id", "text", "sex", "b", "label", "split"]
+    assert data.column("sex").to_pylist() == ["f", "m", None]
+    assert data.column("b").to_pylist() == [1.5, None, 2.0]
+    assert data.column("label").to_pylist() == ["ham", "spam", "ham"]
 
 
 def test_text_rules_work_in_their_order_and_leave_a_record(tmp_path):

@@ -109,6 +109,12 @@ def test_a_date_that_is_none_is_acted_on(tmp_path, bad):
     assert parsed(tmp_path, ["1970-01-02", bad], said) == [86400, None]
 
 
+def test_a_leap_second_is_no_time_and_an_hour_that_clocks_skip_is_one(tmp_path):
+    said = {"rule": "parse_date", "formats": ["%Y-%m-%d %H:%M:%S"], "into": "seconds", "action": "missing"}
+    times = ["2016-12-31 23:59:59", "2016-12-31 23:59:60", "2017-01-01 00:00:00", "2026-03-29 02:30:00"]
+    assert parsed(tmp_path, times, said) == [1483228799, None, 1483228800, 1774751400]
+
+
 @pytest.mark.parametrize(
     ("said", "before", "after"),
     [
