@@ -227,7 +227,7 @@ def _next_attempt(folder: Path) -> int:
 
 def _smaller(train: Train, accumulate: int) -> int:
     """Halve the micro-batch. Raises BadRequest where a rank's share of a batch is one row already."""
-    rows = train.batch_size // train.world_size
+    rows = train.batch_size // train.readers
     if rows // (accumulate * 2) == 0 or rows % (accumulate * 2):
         raise BadRequest(
             f"training is out of memory with {train.resources.memory_bytes} bytes a rank and micro-batches of "

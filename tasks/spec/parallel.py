@@ -26,12 +26,13 @@ def _pipeline(recipe: Recipe, world: int) -> None:
     """Every rank has a dense layer of its own, or a layer of the encoder."""
     if isinstance(recipe, Mlp) and len(recipe.hidden) + 1 < world:
         raise ValueError(
-            f"recipe.hidden = {recipe.hidden}, must have at least nodes x ranks - 1 = {world - 1} widths where "
-            "parallel is 'pipeline'"
+            f"recipe.hidden = {recipe.hidden}, must have at least nodes x ranks / copies - 1 = {world - 1} widths "
+            "where parallel is 'pipeline'"
         )
     if isinstance(recipe, Transformer) and recipe.layers < world:
         raise ValueError(
-            f"recipe.layers = {recipe.layers}, must be at least nodes x ranks = {world} where parallel is 'pipeline'"
+            f"recipe.layers = {recipe.layers}, must be at least nodes x ranks / copies = {world} where parallel is "
+            "'pipeline'"
         )
 
 
@@ -50,5 +51,6 @@ def _tensor(recipe: Recipe, world: int) -> None:
     for name, size in sizes.items():
         if size % world:
             raise ValueError(
-                f"recipe.{name} = {size}, must be a multiple of nodes x ranks = {world} where parallel is 'tensor'"
+                f"recipe.{name} = {size}, must be a multiple of nodes x ranks / copies = {world} where parallel is "
+                "'tensor'"
             )

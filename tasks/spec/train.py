@@ -94,6 +94,11 @@ class Train(Value):
         description="how ddp's ranks send them: fp16 and bf16 halve the bytes, powersgd sends a hundredth; auto: what "
         "is measured to be the fastest",
     )
+    copies: int = Field(
+        default=1,
+        ge=1,
+        description="of a network that tensor or pipeline divide: each among as many ranks, with rows of its own",
+    )
     pipeline: Pipeline = Pipeline()
     parameter_server: Server = Server()
     nodes: int = Field(default=1, ge=1)
@@ -126,37 +131,51 @@ class Train(Value):
     def world_size(self) -> int:
         return self.nodes * self.ranks
 
+    @property
+    def divided_among(self) -> int:
+        """How many ranks share a copy of the network, where it is divided."""
+        return self.world_size // self.copies
+
+    @property
+    def readers(self) -> int:
+        """How many ranks, or groups of them, read rows of their own."""
+        return self.copies if self.parallel in DIVIDING else self.world_size
+
     @model_validator(mode="after")
     def _batch_divides(self) -> Train:
-        if self.parallel == "tensor":
-            parts, words = self.accumulate, "accumulate"
-        elif self.parallel == "pipeline":
-            parts, words = self.accumulate * self.pipeline.micro_batches, "accumulate x pipeline.micro_batches"
-        else:
-            parts, words = self.world_size * self.accumulate, "nodes x ranks x accumulate"
+        parts = self.readers * self.accumulate
+        words = f"{'copies' if self.parallel in DIVIDING else 'nodes x ranks'} x accumulate"
+        if self.parallel == "pipeline":
+            parts, words = parts * self.pipeline.micro_batches, f"{words} x pipeline.micro_batches"
         if self.batch_size % parts:
             raise ValueError(f"batch_size = {self.batch_size}, must be a multiple of {words} = {parts}")
         return self
 
     @model_validator(mode="after")
     def _is_divided_as_it_can_be(self) -> Train:
+        if self.copies > 1 and self.parallel not in DIVIDING:
+            raise ValueError(f"copies = {self.copies}, must be 1 where parallel is {self.parallel!r}")
         if self.parallel in DIVIDING:
-            check_divides(self.parallel, self.recipe, self.world_size)
+            if self.copies > 1 and (self.divided_among < 2 or self.world_size % self.copies):
+                raise ValueError(
+                    f"copies = {self.copies}, must divide nodes x ranks = {self.world_size} into groups of 2 or more"
+                )
+            check_divides(self.parallel, self.recipe, self.divided_among)
             if self.compile:
                 raise ValueError(f"compile = true, must be false where parallel is {self.parallel!r}")
         return self
 
     @model_validator(mode="after")
     def _pipeline_is_of_pipeline(self) -> Train:
-        found, least = self.pipeline, self.world_size
+        found, least = self.pipeline, self.divided_among
         if found != Pipeline() and self.parallel != "pipeline":
             raise ValueError(f"pipeline is given, must be left out where parallel is {self.parallel!r}")
         if self.parameter_server != Server() and self.parallel != "parameter-server":
             raise ValueError(f"parameter_server is given, must be left out where parallel is {self.parallel!r}")
         if self.parallel == "pipeline" and found.schedule == "1f1b" and found.micro_batches < least:
             raise ValueError(
-                f"pipeline.micro_batches = {found.micro_batches}, must be at least nodes x ranks = {least} where "
-                "pipeline.schedule is '1f1b'; or schedule: gpipe"
+                f"pipeline.micro_batches = {found.micro_batches}, must be at least nodes x ranks / copies = {least} "
+                "where pipeline.schedule is '1f1b'; or schedule: gpipe"
             )
         return self
 

@@ -210,7 +210,7 @@ class Workload(Value):
         for place, variant in enumerate(self.compress.variants):
             if isinstance(variant, Distilled) and self.train.parallel in DIVIDING:
                 try:
-                    check_divides(self.train.parallel, variant.student, self.train.world_size)
+                    check_divides(self.train.parallel, variant.student, self.train.divided_among)
                 except ValueError as error:
                     raise ValueError(f"compress.variants.{place}.student, trained as train says: {error}") from None
         return self

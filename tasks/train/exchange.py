@@ -31,8 +31,8 @@ def sent_by_first(saved: Saved | None, rank: int, device: torch.device) -> Saved
     return Saved(paper["facts"], tensors)
 
 
-def gathered(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Return on rank 0 the tensors of all ranks; on others their own."""
+def gathered(tensors: dict[str, Tensor], device: torch.device, ranks: list[int]) -> dict[str, Tensor]:
+    """Return on rank 0, which is the first of ``ranks``, the tensors of all of these; on others their own."""
     rank = dist.get_rank()
     if rank:
         kinds = [[name, str(value.dtype).removeprefix("torch."), list(value.shape)] for name, value in tensors.items()]
@@ -41,7 +41,7 @@ def gathered(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tens
             dist.send(part.to(device).contiguous(), 0)
         return tensors
     found = dict(tensors)
-    for source in range(1, dist.get_world_size()):
+    for source in ranks[1:]:
         length = torch.zeros(1, dtype=torch.int64, device=device)
         dist.recv(length, source)
         paper = torch.empty(int(length), dtype=torch.uint8, device=device)

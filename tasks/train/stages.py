@@ -20,11 +20,10 @@ from tasks.spec.errors import BadRequest
 from tasks.spec.train import Train
 from tasks.train.encoder import Encoder, Tagger, known
 from tasks.train.exchange import gathered
-from tasks.train.strategy import Divided, LossOf
+from tasks.train.strategy import FLOAT_BYTES, Divided, LossOf
 
 # Schedules of so many shapes of batch are kept: each holds what it receives.
 MOST_SHAPES = 8
-FLOAT_BYTES = 4
 
 
 class Stages(Divided):
@@ -38,7 +37,9 @@ class Stages(Divided):
 
     def __init__(self, network: nn.Module, train: Train, gradients: str = "fp32") -> None:
         super().__init__(network, train)
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        # Of a group's ranks; messages are sent by the number among all.
+        self.rank, self.world = self.parts.get_local_rank(), self.parts.size()
+        self.ranks = dist.get_process_group_ranks(self.group)
         self.pipeline = train.pipeline
         kind = EncoderStage if isinstance(network, Encoder) else DenseStage
         self.call = self.stage = kind(network, self.rank, self.world, train.precision == "bf16")
@@ -53,7 +54,7 @@ class Stages(Divided):
         args = (x,) if self.stage.first else ()
         schedule.step(*args, target=y if self.stage.last else None, losses=losses, return_outputs=False, rows=x)
         loss = torch.stack(losses).detach().sum() if self.stage.last else torch.zeros((), device=self.device)
-        dist.broadcast(loss, self.world - 1)
+        dist.broadcast(loss, self.ranks[-1], group=self.group)
         self.num_bytes += 2 * FLOAT_BYTES * self.stage.between(x)
         return loss
 
@@ -61,23 +62,24 @@ class Stages(Divided):
         hidden = None
         if not self.stage.first:
             hidden = torch.empty(self.stage.takes(x), device=x.device)
-            dist.recv(hidden, self.rank - 1)
+            dist.recv(hidden, self.ranks[self.rank - 1])
         found = self.stage(x if hidden is None else hidden, rows=x).contiguous()
         if not self.stage.last:
-            dist.send(found, self.rank + 1)
+            dist.send(found, self.ranks[self.rank + 1])
             found = torch.empty(self.stage.logits(x), device=x.device)
-        dist.broadcast(found, self.world - 1)
+        dist.broadcast(found, self.ranks[-1], group=self.group)
         return found
 
     def collect(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return gathered(tensors, self.device)
+        # Copies have the same.
+        return tensors if self.reader else gathered(tensors, self.device, self.ranks)
 
     def held(self) -> tuple[list[Tensor], list[Tensor]]:
         return [p.grad for p in self.network.parameters() if p.grad is not None], []
 
     def wire_bytes(self, world: int, steps: int) -> int:
         found, self.num_bytes = self.num_bytes, 0
-        return found
+        return self.readers * found + self.copied_bytes(steps)
 
     def schedule(self, x: Tensor, parts: int) -> Any:
         """Return the schedule for batches of this shape."""
@@ -102,6 +104,7 @@ class Stages(Divided):
             self.device,
             input_args=takes,
             output_args=gives,
+            group=self.group,
         )
 
         def loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -152,8 +155,8 @@ class EncoderStage(Stage):
         super().__init__(network, rank, world, half)
         if len(network.layers) < world:
             raise BadRequest(
-                f"train.recipe: the encoder has {len(network.layers)} layers, must have at least nodes x ranks = "
-                f"{world} where train.parallel is 'pipeline'"
+                f"train.recipe: the encoder has {len(network.layers)} layers, must have at least nodes x ranks / "
+                f"copies = {world} where train.parallel is 'pipeline'"
             )
         self.width, self.num_classes = network.head.in_features, network.head.out_features
         self.mine = share_of(len(network.layers), rank, world)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -27,16 +27,17 @@ from tasks.train import learn
 LossOf = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
 # So many hexadecimal digits are a whole number that a double holds.
 FINGERPRINT_DIGITS = 12
+FLOAT_BYTES = 4
 
 
 class One:
     """A rank alone; the base of the others."""
 
     name = "one"
-    # Whether a rank reads rows of its own; else all ranks read all.
-    own_rows = True
 
     def __init__(self, network: nn.Module, train: Train, gradients: str = "fp32") -> None:
+        # Of so many ranks, or groups of them, that read rows of their own, this is which.
+        self.reader, self.readers = 0, 1
         # ``network`` has the parameters under their names; ``call`` is what a training step calls.
         self.network: nn.Module = network
         self.call: nn.Module = network
@@ -106,6 +107,10 @@ class One:
 class Shared(One):
     """The base of ways in which each rank reads rows of its own."""
 
+    def __init__(self, network: nn.Module, train: Train, gradients: str = "fp32") -> None:
+        super().__init__(network, train)
+        self.reader, self.readers = dist.get_rank(), dist.get_world_size()
+
     def total(self, value: Tensor) -> Tensor:
         dist.all_reduce(value)
         return value
@@ -172,29 +177,62 @@ class Fsdp(Shared):
 
 
 class Divided(One):
-    """The base of ways that divide the network: every rank reads all rows, and has a part of what is learnt."""
+    """The base of ways that divide the network: a group of ranks reads the same rows, and each has a part of what is
+    learnt. There may be several such groups, each with a copy of the network and rows of its own: a mesh of ranks,
+    whose gradients are averaged over the copies when a batch has passed."""
 
-    own_rows = False
+    def __init__(self, network: nn.Module, train: Train, gradients: str = "fp32") -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        super().__init__(network, train)
+        shape = (dist.get_world_size() // train.divided_among, train.divided_among)
+        mesh = init_device_mesh(next(network.parameters()).device.type, shape, mesh_dim_names=("copies", "parts"))
+        self.parts, self.group = mesh["parts"], mesh["parts"].get_group()
+        self.copies = mesh["copies"].get_group()
+        self.reader, self.readers = mesh["copies"].get_local_rank(), shape[0]
+
+    @contextlib.contextmanager
+    def exchange(self, now: bool) -> Iterator[None]:
+        yield
+        if now and self.readers > 1:
+            for gradient in self.gradients():
+                dist.all_reduce(gradient, group=self.copies)
+                gradient /= self.readers
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients that this rank has, or its parts of them."""
+        own, common = self.held()
+        return [*own, *common]
 
     def held(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the gradients that this rank alone has (a whole one, or a part), and those that every rank has."""
         raise NotImplementedError
 
     def total(self, value: Tensor) -> Tensor:
-        # All counted the same rows. Rank 0's word, so that no rounding lets one rank stop before another.
+        if self.readers > 1:
+            dist.all_reduce(value, group=self.copies)
+        # All of a group counted the same rows. Rank 0's word, so that no rounding lets one stop before another.
         dist.broadcast(value, 0)
         return value
 
     def norm(self, limit: float | None) -> float:
         own, common = self.held()
         squares = sum((part.square().sum() for part in own), torch.zeros((), device=self.device))
-        dist.all_reduce(squares)
+        dist.all_reduce(squares, group=self.group)
         norm = (squares + sum(copy.square().sum() for copy in common)).sqrt()
         if limit is not None:
             scale = (limit / (norm + 1e-6)).clamp(max=1.0)
             for gradient in (*own, *common):
                 gradient.mul_(scale)
         return float(norm)
+
+    def copied_bytes(self, steps: int) -> int:
+        """Return what all ranks sent to average the gradients of the copies."""
+        if self.readers == 1:
+            return 0
+        numbers = torch.tensor(sum(gradient.numel() for gradient in self.gradients()), device=self.device)
+        dist.all_reduce(numbers, group=self.group)
+        return steps * 2 * (self.readers - 1) * FLOAT_BYTES * int(numbers)
 
     @property
     def device(self) -> torch.device:

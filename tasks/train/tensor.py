@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from tasks.spec.errors import BadRequest
@@ -32,17 +31,14 @@ class Tensors(Divided):
     name = "tensor"
 
     def __init__(self, network: nn.Module, train: Train, gradients: str = "fp32") -> None:
-        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.tensor.parallel import parallelize_module
 
         super().__init__(network, train)
-        device = next(network.parameters()).device.type
-        mesh = init_device_mesh(device, (dist.get_world_size(),))
         self.summed = Summed()
         if isinstance(network, Encoder):
-            divide_heads(network, mesh.size())
+            divide_heads(network, self.parts.size())
         plan = plan_of_encoder(network) if isinstance(network, Encoder) else plan_of_dense(network)
-        parallelize_module(network, mesh, plan)
+        parallelize_module(network, self.parts, plan)
         self.summed.watch(network, plan)
 
     def whole(self, value: Any) -> Tensor:
@@ -64,7 +60,8 @@ class Tensors(Divided):
         return parts, copies
 
     def wire_bytes(self, world: int, steps: int) -> int:
-        return 2 * (world - 1) * self.summed.take()
+        summed = 2 * (self.parts.size() - 1) * self.summed.take()
+        return self.readers * summed + self.copied_bytes(steps)
 
     def fingerprint(self) -> int:
         copies = (p for p in self.network.parameters() if not divided(p))
@@ -140,7 +137,7 @@ def divide_heads(network: Encoder, world: int) -> None:
         for what, size in {"attention heads": layer.attention.heads, "inner units": layer.inner.out_features}.items():
             if size % world:
                 raise BadRequest(
-                    f"train.recipe: the encoder has {size} {what}, must be a multiple of nodes x ranks = {world} where "
-                    "train.parallel is 'tensor'"
+                    f"train.recipe: the encoder has {size} {what}, must be a multiple of nodes x ranks / copies = "
+                    f"{world} where train.parallel is 'tensor'"
                 )
         layer.attention.heads //= world

@@ -98,8 +98,7 @@ class Trainer:
         self.world = self.keeper.world = self.world if topology.all_ranks else 1
         torch.set_num_threads(topology.threads)
         self.strategy: One = STRATEGIES[topology.strategy](self.task.network, self.train, topology.gradients)
-        # Of so many ranks that read rows of their own, this is which.
-        self.reader, self.readers = (self.rank, self.world) if self.strategy.own_rows else (0, 1)
+        self.reader, self.readers = self.strategy.reader, self.strategy.readers
         self.optimiser = learn.optimiser(self.train.optimiser, self.strategy.network)
         self.per_epoch = steps_of_epoch(len(self.data["train"]), self.train.batch_size, self.readers)
         steps = self.per_epoch * self.train.stopping.max_epochs

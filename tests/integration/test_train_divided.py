@@ -77,7 +77,7 @@ def keeping(folder: Path, saved: Path):
     out: the ranks do not wait for this process."""
 
     def on_epoch(line):
-        if line["epoch"] == 3:
+        if line["epoch"] == 3 and not saved.exists():
             shutil.copytree(folder / "checkpoints", saved, ignore=shutil.ignore_patterns(".*", "*-step-*", "*[23]"))
 
     return on_epoch
@@ -114,6 +114,15 @@ def test_ranks_that_divide_a_network_learn_as_one_process_also_after_a_death(tag
     assert np.abs(goes_on(request, alone.saved, tmp_path / "from-one", capfd) - alone.curve[-1]).max() < SAME
 
 
+@pytest.mark.parametrize("way", list(WAYS))
+def test_copies_of_a_divided_network_learn_as_one_process(tagging, alone, way, tmp_path, capfd):
+    """Two copies of two ranks each: a mesh."""
+    request = tagging(ranks=4, copies=2, **WAYS[way])
+    fit(request, tmp_path / "mesh", None, keeping(tmp_path / "mesh", tmp_path / "saved"))
+    assert np.abs(curve(tmp_path / "mesh") - alone.curve).max() < SAME
+    assert np.abs(goes_on(tagging(ranks=1), tmp_path / "saved", tmp_path / "one", capfd) - alone.curve[-1]).max() < SAME
+
+
 def test_both_schedules_of_a_pipeline_end_in_the_same_bits(tagging, tmp_path):
     """Dropout included: parts are passed and summed in one order."""
     asked = {"recipe": ENCODER | {"dropout": 0.1}, "parallel": "pipeline", "ranks": 2}
@@ -136,17 +145,21 @@ def test_a_loss_that_is_no_number_ends_ranks_that_divide_a_network(tagging, tmp_
     ("recipe", "more", "words"),
     [
         (ENCODER | {"dropout": 0.1}, {}, "recipe.dropout = 0.1, must be 0 where parallel is 'tensor'"),
-        (ENCODER, {"ranks": 4}, "recipe.heads = 2, must be a multiple of nodes x ranks = 4"),
-        (ENCODER | {"feedforward": 33}, {}, "recipe.feedforward = 33, must be a multiple of nodes x ranks = 2"),
+        (ENCODER, {"ranks": 4}, "recipe.heads = 2, must be a multiple of nodes x ranks / copies = 4"),
+        (ENCODER | {"feedforward": 33}, {}, "recipe.feedforward = 33, must be a multiple of nodes x ranks / copies = 2"),
         ({"kind": "cnn"}, {}, "parallel = 'tensor', must be ddp, fsdp or auto where recipe.kind is 'cnn'"),
         ({"kind": "model.py"}, PIPE, "must be ddp, fsdp or auto where recipe.kind is 'model.py'"),
         ({"kind": "pretrained", "folder": "x", "lora_rank": 2}, PIPE, "recipe.lora_rank = 2, must be 0"),
-        (ENCODER, PIPE | {"ranks": 4}, "recipe.layers = 2, must be at least nodes x ranks = 4"),
-        ({"kind": "mlp", "hidden": [8]}, PIPE | {"ranks": 4}, "recipe.hidden = (8,), must have at least nodes x ranks"),
-        (ENCODER, PIPE | {"batch_size": 66}, "batch_size = 66, must be a multiple of accumulate x pipeline.micro"),
+        (ENCODER, PIPE | {"ranks": 4}, "recipe.layers = 2, must be at least nodes x ranks / copies = 4 where"),
+        ({"kind": "mlp", "hidden": [8]}, PIPE | {"ranks": 4}, "recipe.hidden = (8,), must have at least nodes x"),
+        (ENCODER, PIPE | {"batch_size": 66}, "batch_size = 66, must be a multiple of copies x accumulate x"),
         (ENCODER, PIPE | {"pipeline": {"micro_batches": 1}}, "pipeline.micro_batches = 1, must be at least nodes x"),
         (ENCODER, PIPE | {"gradients": "powersgd"}, "gradients = 'powersgd', must be fp32 where parallel is 'pip"),
         (ENCODER, {"parallel": "ddp", "pipeline": {"schedule": "gpipe"}}, "must be left out where parallel is 'ddp'"),
+        (ENCODER, PIPE | {"ranks": 4, "copies": 4}, "must divide nodes x ranks = 4 into groups of 2 or"),
+        (ENCODER, PIPE | {"ranks": 6, "copies": 4}, "must divide nodes x ranks = 6 into groups of 2 or more"),
+        (ENCODER, {"parallel": "fsdp", "copies": 2}, "copies = 2, must be 1 where parallel is 'fsdp'"),
+        (ENCODER, PIPE | {"ranks": 4, "copies": 2, "batch_size": 12}, "a multiple of copies x accumulate x pipeline"),
         (ENCODER, PIPE | {"pipeline": {"schedule": "dual"}}, 'pipeline.schedule = "dual"'),
     ],
 )
@@ -163,9 +176,9 @@ def test_an_encoder_from_a_folder_that_ranks_can_not_divide_is_one_line():
     from tasks.train.tensor import divide_heads
 
     encoder = Encoder(Sizes(vocabulary=30, positions=8, width=16, heads=2, layers=2, inner=32), 2, 0.0)
-    with pytest.raises(BadRequest, match="the encoder has 2 attention heads, must be a multiple of nodes x ranks = 3"):
+    with pytest.raises(BadRequest, match="has 2 attention heads, must be a multiple of nodes x ranks / copies = 3"):
         divide_heads(encoder, 3)
-    with pytest.raises(BadRequest, match="the encoder has 2 layers, must have at least nodes x ranks = 3"):
+    with pytest.raises(BadRequest, match="the encoder has 2 layers, must have at least nodes x ranks / copies = 3"):
         EncoderStage(encoder, 0, 3, half=False)
 
 

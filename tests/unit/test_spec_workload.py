@@ -100,7 +100,7 @@ def test_a_folder_that_a_killed_command_left_is_no_workload(tmp_path):
             ("{kind: mlp}", f"{{kind: mlp{recipe}}}\n  parallel: tensor{more}", words)
             for recipe, more, words in (
                 ("", "", ["recipe.dropout = 0.2", "must be 0 where parallel is 'tensor'; or parallel: ddp"]),
-                (", dropout: 0, hidden: [9]", "", ["recipe.hidden[0] = 9", "a multiple of nodes x ranks = 2"]),
+                (", dropout: 0, hidden: [9]", "", ["recipe.hidden[0] = 9", "a multiple of nodes x ranks / copies = 2"]),
                 (", dropout: 0, hidden: []", "", ["recipe.hidden = ()", "must have a width"]),
                 (", dropout: 0", "\n  gradients: fp16", ["gradients = 'fp16'", "must be fp32", "'tensor'"]),
                 (", dropout: 0", "\n  compile: true", ["compile = true", "must be false where parallel is 'tensor'"]),
