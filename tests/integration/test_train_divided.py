@@ -146,7 +146,7 @@ def test_a_loss_that_is_no_number_ends_ranks_that_divide_a_network(tagging, tmp_
     [
         (ENCODER | {"dropout": 0.1}, {}, "recipe.dropout = 0.1, must be 0 where parallel is 'tensor'"),
         (ENCODER, {"ranks": 4}, "recipe.heads = 2, must be a multiple of nodes x ranks / copies = 4"),
-        (ENCODER | {"feedforward": 33}, {}, "recipe.feedforward = 33, must be a multiple of nodes x ranks / copies = 2"),
+        (ENCODER | {"feedforward": 33}, {}, "feedforward = 33, must be a multiple of nodes x ranks / copies = 2"),
         ({"kind": "cnn"}, {}, "parallel = 'tensor', must be ddp, fsdp or auto where recipe.kind is 'cnn'"),
         ({"kind": "model.py"}, PIPE, "must be ddp, fsdp or auto where recipe.kind is 'model.py'"),
         ({"kind": "pretrained", "folder": "x", "lora_rank": 2}, PIPE, "recipe.lora_rank = 2, must be 0"),
