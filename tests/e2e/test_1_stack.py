@@ -336,7 +336,7 @@ def test_a_component_that_dies_is_restarted(stack: Any) -> None:
     """All of them at once: each comes back, and what served serves."""
     api, supervisor = stack.api(), Supervisor(stack.home)
     before = {name: info.pid for name, info in supervisor.infos().items() if not name.startswith("job-")}
-    assert {"airflow-scheduler", "airflow-api-server", "envoy", "mlflow", "reconciler"} < set(before)
+    assert {"airflow-scheduler", "airflow-api-server", "gateway", "mlflow", "reconciler"} < set(before)
     for pid in before.values():
         os.kill(pid, signal.SIGKILL)
 
