@@ -76,11 +76,12 @@ def test(arguments: tuple[str, ...]) -> NoReturn:
     help="what the model reads; tokens: words, to be tagged each; ids: a user and an item, to be rated",
 )
 @click.option("--own-model", is_flag=True, help="bring your own network in model.py")
-def new(name: str, feature: str, own_model: bool) -> None:
+@click.option("--label", type=click.Choice(["next"]), help="the next piece of a text: a language model")
+def new(name: str, feature: str, own_model: bool, label: str | None) -> None:
     """Make the folder of a new workload from a template."""
     from tasks.new import new_workload
 
-    path = new_workload(Site(), name, feature, own_model)
+    path = new_workload(Site(), name, feature, own_model, label == "next")
     click.echo(f"{path}: edit it, then ./drydock validate {name} and ./drydock run {name}")
 
 

@@ -18,6 +18,7 @@ FEATURES = {
     "text": "{kind: text, column: text, max_tokens: 64, vocabulary: 4000}",
     "tokens": "{kind: tokens, column: tokens, max_tokens: 128, vocabulary: 8000}",
     "ids": "{kind: ids, user: user, item: item}",
+    "next": "{kind: text, column: text, max_tokens: 128, vocabulary: 4000}",
 }
 RECIPES = {
     "table": "{kind: mlp, hidden: [64, 32]}",
@@ -25,19 +26,29 @@ RECIPES = {
     "text": "{kind: text-cnn}",
     "tokens": "{kind: transformer}",
     "ids": "{kind: factors, width: 16}\n  optimiser: {learning_rate: 0.005, weight_decay: 0.0003}\n  batch_size: 1024",
+    "next": "{kind: gpt, width: 128, heads: 4, layers: 4}\n  optimiser: {name: adamw, weight_decay: 0.01}",
 }
 LABELS = {
     "tokens": "{column: label, classes: [O, B-person, I-person, B-location, I-location]}",  # for each word one
     "ids": "{kind: number, column: rating, min: 1, max: 5}",
+    "next": "{kind: next}",
 }
 CLASSES = '{column: label, classes: ["no", "yes"]}'
-CHECKS = {"ids": "{rule: range, column: rating, min: 1, max: 5}"}
+COLUMNS = {"ids": "rating", "next": "text"}
+CHECKS = {
+    "ids": "{rule: range, column: rating, min: 1, max: 5}",
+    "next": "{rule: unicode, column: text}",
+}
 RULES = {
     "tokens": (
         "{metric: entity_f1, min: 0.4, min_samples: 50}",
         "{metric: entity_f1, against: champion, max_drop: 0.01}",
     ),
     "ids": ("{metric: rmse, max: 1, min_samples: 50}", "{metric: rmse, against: champion, max_rise: 0.01}"),
+    "next": (
+        "{metric: perplexity, max: 100, min_samples: 50}",
+        "{metric: bits_per_character, against: champion, max_rise: 0.02}",
+    ),
 }
 SCORED = ("{metric: accuracy, min: 0.8, min_samples: 50}", "{metric: accuracy, against: champion, max_drop: 0.01}")
 OWN = '{kind: "model.py", options: {hidden: 64}}'
@@ -47,7 +58,7 @@ name: {name}
 description: Say in one line what the model is for.
 
 data:
-  source: {{kind: files, path: data.csv}}   # or TSV, JSON lines, Parquet, NPZ; globs too
+  source: {{kind: files, path: {path}}}   # or TSV, JSON lines, Parquet, NPZ, plain text; globs too
   feature: {feature}
   label: {label}
   clean:
@@ -111,11 +122,13 @@ def build(feature, num_classes: int, hidden: int = 64) -> nn.Module:
 '''
 
 
-def new_workload(site: Site, name: str, feature: str, own_model: bool) -> Path:
-    """Make ``workloads/NAME`` whole, or not at all; return its workload.yaml.
+def new_workload(site: Site, name: str, feature: str, own_model: bool, is_next: bool = False) -> Path:
+    """Make ``workloads/NAME`` whole, or not at all; return its workload.yaml. ``is_next``: the next piece of texts is
+    to be told.
 
     Raises:
-        BadRequest: a name that a workload may not have, or one that is there already; a network of one's own for ids.
+        BadRequest: a name that a workload may not have, or one that is there already; a network of one's own for ids
+            or for the next piece; the next piece of what is no text.
     """
     folder = site.workload_folder(name)
     if not NAME.fullmatch(name):
@@ -124,13 +137,17 @@ def new_workload(site: Site, name: str, feature: str, own_model: bool) -> Path:
         raise BadRequest(f"{folder}: is there already; choose another name")
     if own_model and feature == "ids":
         raise BadRequest("--own-model: must be left out with --feature ids, which the recipe factors reads")
+    if is_next and (feature != "text" or own_model):
+        raise BadRequest("--label next: needs --feature text, and the recipe gpt in place of --own-model")
+    feature = "next" if is_next else feature
     recipe = OWN if own_model else RECIPES[feature]
     working = folder.with_name(f".{name}.new")
     shutil.rmtree(working, ignore_errors=True)
     facts = {
         "feature": FEATURES[feature],
         "label": LABELS.get(feature, CLASSES),
-        "column": "rating" if feature == "ids" else "label",
+        "path": "data.txt" if is_next else "data.csv",
+        "column": COLUMNS.get(feature, "label"),
         "check": CHECKS.get(feature, "{rule: allowed_labels}"),
         "recipe": recipe,
         "rules": RULES.get(feature, SCORED),

@@ -46,6 +46,8 @@ def label_predictions(site: Site, workload: str, path: Path, who: str) -> Told:
     """
     declared = load_workload(site.workloads, workload)
     label, is_tagged = declared.data.label, declared.data.feature.kind == "tokens"
+    if label.kind == "next":
+        raise BadRequest(f"{workload}: a text is its own label (data.label.kind = 'next'), so none comes later")
     labels = _read(path, label, is_tagged)
     served = _served(site.home / "predictions" / workload)
     joined = {key: (served[key], truth) for key, truth in labels.items() if key in served}

@@ -50,7 +50,7 @@ def bill(request: CompressRequest, model_sha256: str) -> dict[str, Any]:
 
 
 def _model(request: CompressRequest, model_sha256: str, data_ref: str) -> dict[str, Any]:
-    variant, number = request.variant, request.label.kind == "number"
+    variant, number = request.variant, request.label.number is not None
     recipe = variant.student if isinstance(variant, Distilled) else request.train.recipe
     return {
         "type": "machine-learning-model",

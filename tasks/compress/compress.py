@@ -81,7 +81,7 @@ def _finish(request: CompressRequest, package: Path, source: Source, rows: Any, 
     """Write the package's papers with its own answers as the golden sample, then check parity."""
     signature = signature_of(request)
     golden_rows = _client_rows(rows[:GOLDEN_ROWS], request.feature)
-    span = request.label.span if request.label.kind == "number" else 1.0
+    span = number.span if (number := request.label.number) else 1.0
     # First with the network's answers, to open it at all; then with its own.
     answers = answers_of(source, golden_rows)
     write_package(package, signature, Golden(rows=golden_rows, probabilities=answers.tolist(), tolerance=span))
@@ -112,7 +112,7 @@ def signature_of(request: CompressRequest) -> Signature:
             "variant": request.variant.label,
             "feature": request.feature.model_dump(mode="json"),
             "classes": list(request.label.names),
-            "number": request.label.model_dump(mode="json") if request.label.kind == "number" else None,
+            "number": number.model_dump(mode="json") if (number := request.label.number) else None,
             "graph_input": asked.model_dump(mode="json"),
             "graph_output": answered.model_dump(mode="json"),
         },

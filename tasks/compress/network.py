@@ -48,12 +48,16 @@ class Source:
 
     @cached_property
     def network(self) -> Any:
-        """encoded input -> probabilities, as the body's logits: with softmax behind it; or numbers in their range."""
+        """encoded input -> probabilities, as the body's logits: with softmax behind it; or numbers in their range, of
+        texts whose next piece is told their mean log-probability."""
         import torch
 
+        from tasks.train.gpt import LogProbability
+
         label = self.request.label
-        last = torch.nn.Hardtanh(label.min, label.max) if label.kind == "number" else torch.nn.Softmax(dim=1)
-        return torch.nn.Sequential(self.body, last).eval()
+        last = torch.nn.Hardtanh(label.number.min, label.number.max) if label.number else torch.nn.Softmax(dim=1)
+        first = LogProbability(self.body) if label.kind == "next" else self.body
+        return torch.nn.Sequential(first, last).eval()
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -44,6 +44,8 @@ def clean(request: CleanRequest, room: Path, runs: Runs = RUNS) -> CleanResult:
     with engine(room, path.parent, runs) as running:
         base = inferred(request, raw, _base(request, raw, path, room), room)
         work = cleaned_table(running, request.rules, base, _meaning(request), _image(request))
+        if request.label.kind == "next":
+            work.add(request.label.column, work[request.feature.columns[0]].length().cast("float64"))
         work.settle()
         _check_columns(request, work)
         written = write_rows(request, work, raw, room, read(request.corrections))
@@ -76,7 +78,8 @@ def cleaned_table(
 
 def _meaning(request: CleanRequest) -> Meaning:
     words = request.feature.columns[0] if request.feature.kind == "tokens" else None
-    return Meaning(request.feature.columns, request.label.column, request.label.names, words)
+    label = request.feature.columns[0] if request.label.kind == "next" else request.label.column
+    return Meaning(request.feature.columns, label, request.label.names, words)
 
 
 def _image(request: CleanRequest) -> str | None:

@@ -278,7 +278,7 @@ def _data_schema(request: CleanRequest, work: WorkTable) -> pa.Schema:
     kinds = {"images": pa.list_(pa.uint8(), width), "numbers": pa.float64()}
     fields = [("row_id", pa.string()), *((name, kinds.get(feature.holds, pa.string())) for name in feature.columns)]
     further = [(name, pa.float64() if work.kind(name) == NUMBERS else pa.string()) for name in request.keep]
-    label = pa.float64() if request.label.kind == "number" else pa.string()
+    label = pa.string() if request.label.kind == "class" else pa.float64()
     return pa.schema([*fields, *further, ("label", label), ("split", pa.string())])
 
 

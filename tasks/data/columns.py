@@ -30,6 +30,8 @@ def schema_of(request: IngestRequest) -> pa.Schema:
     read = [name for name in feature.columns if name not in request.made_columns]
     annotators = request.label.annotators
     labels = annotators.columns if annotators else (request.label.column,)
+    if request.label.kind == "next":  # which is no column: the text is its own
+        labels = ()
     label = pa.float64() if request.label.kind == "number" else pa.string()
     fields = dict.fromkeys(read, kind) | dict.fromkeys(labels, label)
     if request.split_column is not None:

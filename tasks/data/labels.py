@@ -57,7 +57,7 @@ def validate_labels(request: ValidateLabelsRequest, room: Path) -> ValidateLabel
     Raises:
         IntegrityLost: the cleaned room changed.
     """
-    if request.label.kind == "number":
+    if request.label.kind != "class":
         return validate_numbers(request, room)
     rows = RawRows(open_room(request.clean) / "data.parquet")
     right = confirmed(read(request.corrections))

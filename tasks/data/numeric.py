@@ -1,5 +1,6 @@
-"""Validate numbers that are labels: range, equal rows with different numbers, leakage. What an audit of classes would
-ask (how many of each, which is likely wrong) has no meaning here: the report says what was left out, and why.
+"""Validate numbers that are labels: range, equal rows with different numbers, leakage; and texts that are their own
+label, of which the number is how many characters they have. What an audit of classes would ask (how many of each, which
+is likely wrong) has no meaning here: the report says what was left out, and why.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from tasks.store.room import open_room
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tasks.spec.label import NumberLabel
     from tasks.spec.validation import LabelRules
 
 LEFT_OUT = {
@@ -29,6 +29,11 @@ LEFT_OUT = {
     "noise_ratio": "confident learning estimates wrong classes, not wrong numbers",
     "annotator_agreement": "annotators are of classes",
     "near_leaked_ratio": "ids are equal or not, never near",
+}
+OF_TEXTS = {
+    "class_ratio": "a text is of no class, so none can be rare",
+    "noise_ratio": "a text is its own label, and so never a wrong one",
+    "annotator_agreement": "annotators are of classes",
 }
 
 
@@ -49,12 +54,15 @@ def validate_numbers(request: ValidateLabelsRequest, room: Path) -> ValidateLabe
     labels, splits = rows.column("label"), np.array(rows.column("split").to_pylist())
     in_conflict = conflicting(digests, [str(label) for label in labels.to_pylist()])
     in_both = leaked(digests, splits)
-    measured = measurements(labels, request.label, int(in_conflict.sum()), int(in_both.sum()))
-    if request.feature.kind == "table":
+    is_next = request.label.kind == "next"
+    limits = (1, request.feature.max_chars) if is_next else (request.label.min, request.label.max)
+    measured = measurements(labels, limits, int(in_conflict.sum()), int(in_both.sum()))
+    if request.feature.kind != "ids":
         near = near_copies(rows, request.feature, splits, request.rules.max_audited_rows)
         ratio = float(near.sum()) / max(rows.rows, 1)
         measured += (Measurement(metric="near_leaked_ratio", value=ratio, samples=rows.rows),)
-    verdict = judge(rules(request.rules), Evidence(subject=measured))
+    asked = [rule for rule in rules(request.rules) if not (is_next and rule.metric == "distinct_labels")]
+    verdict = judge(asked, Evidence(subject=measured))
     empty_room(room)
     picked = rows.take(np.flatnonzero(in_conflict), ["row_id", "label", "split"])
     write_table(room / "conflicts.parquet", picked)
@@ -69,11 +77,12 @@ def validate_numbers(request: ValidateLabelsRequest, room: Path) -> ValidateLabe
         suspects=0,
         noise_ratio=None,
     )
+    reasons = OF_TEXTS if is_next else LEFT_OUT
     facts = {
         "rows": rows.rows,
         "audited_rows": 0,
         "annotators": [],
-        "left_out": {name: why for name, why in LEFT_OUT.items() if name not in {m.metric for m in measured}},
+        "left_out": {name: why for name, why in reasons.items() if name not in {m.metric for m in measured}},
         "measurements": [item.model_dump(mode="json") for item in measured],
     }
     write_json(room / "report.json", result.model_dump(mode="json", exclude={"room"}) | facts)
@@ -92,13 +101,15 @@ def rules(limits: LabelRules) -> tuple[Rule, ...]:
     )
 
 
-def measurements(labels: pa.ChunkedArray, label: NumberLabel, conflicts: int, leaks: int) -> tuple[Measurement, ...]:
-    """Return the evidence: ratios of all rows; ``unknown`` is a label that is missing or out of its range."""
+def measurements(
+    labels: pa.ChunkedArray, limits: tuple[float, float], conflicts: int, leaks: int
+) -> tuple[Measurement, ...]:
+    """Return the evidence: ratios of all rows; ``unknown`` is a label that is missing or out of its ``limits``."""
     import numpy as np
 
     found, rows = labels.to_numpy().astype(float), len(labels)
     # Written so that NaN, which is what a missing one is here, counts as unknown.
-    unknown = int((~((found >= label.min) & (found <= label.max))).sum())
+    unknown = int((~((found >= limits[0]) & (found <= limits[1]))).sum())
 
     def of_rows(metric: str, value: float) -> Measurement:
         return Measurement(metric=metric, value=value, samples=rows)

@@ -103,6 +103,10 @@ def _file_reader(opening: Opening, name: str, stream: BinaryIO) -> Reader:
         from tasks.data.jsonlines import JsonLines
 
         return JsonLines(name, text, opening.rejects)
+    if kind == "text":
+        from tasks.data.plaintext import PlainText
+
+        return PlainText(name, text, getattr(source, "row", "line"))
     from tasks.data.delimited import DELIMITERS, Delimited
 
     return Delimited(name, text, DELIMITERS[kind], opening.rejects)

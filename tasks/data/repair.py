@@ -13,7 +13,7 @@ from tasks.spec import clean as c
 
 class Meaning(NamedTuple):
     """What rules on whole rows need to know: the features, and the label with its classes; the column of words, where
-    the label is a tag for each of them."""
+    the label is a tag for each of them. A text that is its own label is both."""
 
     features: tuple[str, ...]
     label: str
@@ -32,7 +32,7 @@ def apply_rule(rule: c.CleanRule, work: WorkTable, meaning: Meaning) -> None:
     if isinstance(rule, c.Allowed):
         cells.allowed_labels(meaning.classes, meaning.label, work, meaning.words)
     elif isinstance(rule, c.DropDuplicates):
-        groups.duplicates(rule.columns or (*meaning.features, meaning.label), work)
+        groups.duplicates(rule.columns or tuple(dict.fromkeys((*meaning.features, meaning.label))), work)
     else:
         _RULES[type(rule)](rule, work)
 

@@ -29,6 +29,7 @@ FORMATS = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
     ".npz": "npz",
+    ".txt": "text",
 }
 # How many names a message lists before it is cut.
 SHOWN = 8

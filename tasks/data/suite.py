@@ -54,6 +54,8 @@ def judged(item: Expectation, severity: Severity) -> Expectation:
 def _raw(request: ValidateDataRequest) -> list[Expectation]:
     annotators = request.label.annotators
     labels = annotators.columns if annotators else (request.label.column,)
+    if request.label.kind == "next":
+        labels = ()
     names = {*labels, *_scalars(request)} - set(request.made_columns)
     names |= {*request.columns, *([request.split.column] if request.split.column else [])}
     # Of several annotators any may have labelled few rows.
@@ -88,6 +90,8 @@ def _classes(request: ValidateDataRequest) -> Expectation:
     """Each label is a class; of words, each tag is; a number is in its range."""
     if request.label.kind == "number":
         return _between("classes", "label", request.label.min, request.label.max, "data.label.min and max")
+    if request.label.kind == "next":
+        return _between("classes", "label", 1, request.feature.max_chars, "each text has 1 to max_chars characters")
     names, why = request.label.names, "data.label.classes"
     if request.feature.kind == "tokens":
         return _expect("column_values_to_match_regex", "classes", why, column="label", regex=tags_pattern(names))

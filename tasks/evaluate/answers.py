@@ -1,5 +1,5 @@
 """What a package answered on the holdout beside what is true: one class a row here, tags in ``tagged.py``,
-numbers in ``numeric.py``.
+numbers in ``numeric.py``, how likely texts are in ``perplexed.py``.
 
     B rows   K classes
 """
@@ -12,11 +12,13 @@ import numpy as np
 
 from tasks.evaluate.metrics import confusion, macro_f1, measure, wilson
 from tasks.evaluate.numeric import NumberAnswers
+from tasks.evaluate.perplexed import TextAnswers
 from tasks.evaluate.tagged import TagAnswers
 from tasks.serve.package import Package
 from tasks.spec.evaluate import Evaluate
 from tasks.spec.feature import Feature
 from tasks.spec.label import Target
+from tasks.spec.pieces import counted
 from tasks.spec.rules import Measurement
 
 BATCH_ROWS = 256
@@ -24,7 +26,7 @@ BATCH_ROWS = 256
 
 class Answers(Protocol):
     """Each class on the holdout's rows; ``flat`` is for the report's pictures: true classes and probabilities, or true
-    numbers and those that were said."""
+    numbers and those that were said, or of texts pieces and their mean log-probability."""
 
     names: tuple[str, ...]
 
@@ -45,9 +47,19 @@ class Answers(Protocol):
 
 
 def answers_of(
-    feature: Feature, label: Target, declared: Evaluate, rows: Any, true: Any, probabilities: np.ndarray
+    feature: Feature,
+    label: Target,
+    declared: Evaluate,
+    rows: Any,
+    true: Any,
+    probabilities: np.ndarray,
+    tokenizer: Any = None,
 ) -> Answers:
     """``rows`` and ``true`` as ``read_split`` returns them, ``probabilities`` as ``ask`` does."""
+    if label.kind == "next":
+        pieces, characters = counted(feature, rows, tokenizer)
+        nats = -probabilities[:, 0].astype(np.float64) * pieces
+        return TextAnswers(nats, pieces, characters)
     if label.kind == "number":
         users = np.array([row[0] for row in rows]) if feature.kind == "ids" else None
         said = probabilities[:, 0].astype(np.float64)

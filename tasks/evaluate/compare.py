@@ -19,7 +19,7 @@ from tasks.store.room import open_room
 
 Measured = tuple[Measurement, ...]
 # What each objective looks at: less is better, but of quality, which is entity F1 where words are tagged and
-# RMSE (less is better) where a number is learnt.
+# RMSE or perplexity (less is better) where a number is learnt, or the next piece of texts.
 OBJECTIVES = {"quality": "accuracy", "latency": "p50_ms", "size": "model_bytes", "energy": "joules_per_1000"}
 
 

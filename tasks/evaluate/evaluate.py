@@ -41,7 +41,8 @@ def evaluate(request: EvaluateRequest, room: Path) -> EvaluateResult:
     if not len(rows):
         raise BadRequest(f"{request.workload}: the holdout has no rows; raise data.split.holdout or bring more data")
     said = ask(package, rows, request.label.names)
-    answers = answers_of(package.signature.feature, request.label, request.evaluate, rows, true, said)
+    feature, tokenizer = package.signature.feature, package.tokenizer
+    answers = answers_of(feature, request.label, request.evaluate, rows, true, said, tokenizer)
     measured = declared((*_measure(package, request, rows, answers), *opened))
     write_json(room / "measurements.json", [m.model_dump(mode="json") for m in measured])
     _write_predictions(room / "predictions.parquet", data, answers)
@@ -101,12 +102,14 @@ def _write_report(
     room: Path, request: EvaluateRequest, package: Package, measured: tuple[Measurement, ...], answers: Answers
 ) -> None:
     from tasks.evaluate.metrics import calibration, confusion
-    from tasks.evaluate.plots import draw_calibration, draw_confusion, draw_numbers
+    from tasks.evaluate.plots import draw_calibration, draw_confusion, draw_numbers, draw_texts
     from tasks.evaluate.report import write_report
 
     true, p = answers.flat
     if request.label.kind == "number":
         pictures = {"numbers": draw_numbers(true, p)}
+    elif request.label.kind == "next":
+        pictures = {"texts": draw_texts(true, p)}
     else:
         matrix = confusion(true, p.argmax(axis=1), len(request.label.names))
         pictures = {"confusion": draw_confusion(matrix, request.label.names)}
@@ -118,9 +121,9 @@ def _result(request: EvaluateRequest, measured: tuple[Measurement, ...]) -> Eval
     value = {m.metric: m.value for m in measured if m.slice == "overall"}
     return EvaluateResult(
         package_sha256=request.package_sha256,
-        **{name: value.get(name) for name in ("accuracy", "macro_f1", "entity_f1", "rmse")},
+        **{name: value.get(name) for name in ("accuracy", "macro_f1", "entity_f1", "rmse", "perplexity")},
         p50_ms=value["p50_ms"],
         p99_ms=value["p99_ms"],
         model_bytes=int(value["model_bytes"]),
-        samples=next(m.samples for m in measured if m.metric in ("accuracy", "rmse")),
+        samples=next(m.samples for m in measured if m.metric in ("accuracy", "rmse", "perplexity")),
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tasks.evaluate.numeric import sums_of
+from tasks.evaluate.perplexed import bits_gain
 from tasks.evaluate.tagged import interval
 from tasks.spec.entities import f1, kinds_of, matched
 from tasks.spec.rules import Measurement
@@ -23,8 +24,10 @@ Z95 = 1.959963984540054
 def against(candidate: RoomRef, champion: RoomRef) -> tuple[Measurement, ...]:
     """Return ``accuracy_gain`` (candidate minus champion, with its interval), ``mcnemar_p`` (that they err alike)
     and ``champion_agreement``, on the rows that both were asked. Of tagged words ``entity_f1_gain`` and the
-    agreement; of numbers ``rmse_gain`` alone."""
+    agreement; of numbers ``rmse_gain`` alone, of texts whose next piece is told ``bits_gain``."""
     mine, theirs, right = _paired(candidate, champion)
+    if mine and isinstance(mine[0], dict):
+        return (bits_gain(mine, theirs),)
     if right and isinstance(right[0], float):
         return (_rmse_gain(mine, theirs, right),)
     if right and isinstance(right[0], list):
@@ -43,7 +46,7 @@ def agreement(candidate: RoomRef, reference: RoomRef) -> tuple[Measurement, ...]
     """Return the share of rows, or of words, on which a candidate answers as the uncompressed model does; of numbers,
     which are hardly ever the same, nothing."""
     mine, theirs, _ = _paired(candidate, reference)
-    return () if mine and isinstance(mine[0], float) else (_agreement("agreement", mine, theirs),)
+    return () if mine and isinstance(mine[0], float | dict) else (_agreement("agreement", mine, theirs),)
 
 
 def _agreement(metric: str, mine: list[Any], theirs: list[Any]) -> Measurement:
@@ -105,7 +108,7 @@ def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
 
 
 def _paired(one: RoomRef, other: RoomRef) -> tuple[list[Any], list[Any], list[Any]]:
-    """Both models' answers and the labels, by row: names, lists of tags, or numbers."""
+    """Both models' answers and the labels, by row: names, lists of tags, numbers, or what texts cost."""
     import pyarrow.parquet as pq
 
     tables = [_by_row(pq.read_table(open_room(ref) / "predictions.parquet")) for ref in (one, other)]

@@ -18,9 +18,9 @@ def front(points: Sequence[Point]) -> set[str]:
 
 def quality_of(metrics: Collection[str]) -> str:
     """Return which of the measured metrics says how good a model is."""
-    return next((name for name in ("entity_f1", "rmse") if name in metrics), "accuracy")
+    return next((name for name in ("entity_f1", "rmse", "perplexity") if name in metrics), "accuracy")
 
 
 def better_up(metric: str) -> int:
     """Return 1 where more of a quality is better, -1 where less is: an error."""
-    return -1 if metric == "rmse" else 1
+    return -1 if metric in ("rmse", "perplexity") else 1

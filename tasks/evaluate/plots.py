@@ -25,8 +25,8 @@ def embedded(figure: Any) -> str:
 
 
 def draw_pareto(rows: list[tuple[str, dict[str, float]]]) -> Any:
-    """Draw accuracy, entity F1 or RMSE over model size and over latency, one point for each candidate; up (of RMSE
-    down) and left is better. Those that no other beats in both are joined."""
+    """Draw accuracy, entity F1, RMSE or perplexity over model size and over latency, one point for each candidate; up
+    (of errors down) and left is better. Those that no other beats in both are joined."""
     figure, scored = _figure(10.4, 4.0), quality_of(rows[0][1])
     sides = figure.subplots(1, 2, sharey=True)
     for axes, metric, scale, label in (
@@ -73,6 +73,17 @@ def draw_numbers(true: Any, said: Any) -> Any:
     right.hist(said - true, bins=40, color="#1f5f99")
     right.axvline(0, color="#8aa0b4", linestyle="--", linewidth=1)
     right.set(xlabel="answered - true", ylabel="rows", title="Errors")
+    return figure
+
+
+def draw_texts(pieces: Any, mean: Any) -> Any:
+    """Draw how likely texts are, by the mean log-probability of their pieces, and over how many pieces they have."""
+    figure = _figure(9.6, 4.0)
+    left, right = figure.subplots(1, 2)
+    left.hist(mean, bins=40, color="#1f5f99")
+    left.set(xlabel="mean log-probability of a piece (nats)", ylabel="texts", title="Texts of the holdout")
+    right.hexbin(pieces, mean, gridsize=30, bins="log", cmap="Blues", mincnt=1)
+    right.set(xlabel="pieces", ylabel="mean log-probability (nats)", title="By length")
     return figure
 
 

@@ -19,10 +19,11 @@ from tasks.store.files import write_whole
 
 FOLDER = Path(__file__).parent
 COLUMNS = (
-    "accuracy", "macro_f1", "entity_f1", "rmse", "mae", "ndcg_at_10", "auroc", "calibration_error", "p50_ms", "p99_ms",
-    "rows_per_second", "model_bytes", "memory_bytes", "joules_per_1000", "cost_per_million",
+    "accuracy", "macro_f1", "entity_f1", "rmse", "mae", "perplexity", "bits_per_character", "ndcg_at_10", "auroc",
+    "calibration_error", "p50_ms", "p99_ms", "rows_per_second", "model_bytes", "memory_bytes", "joules_per_1000",
+    "cost_per_million",
 )  # fmt: skip
-BY_SLICE = {"accuracy", "recall", "rmse"}
+BY_SLICE = {"accuracy", "recall", "rmse", "perplexity"}
 
 
 def write_report(

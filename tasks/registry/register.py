@@ -107,7 +107,7 @@ def _facts(
         "warnings": data["warned"],
         "privacy": Receipt.parse(receipt, "the receipt").summary,
         "run": f"#/runs/{request.run_id}/artifacts",
-        "labels": _labels(labels),
+        "labels": "each text is its own" if opened.signature.tells_next else _labels(labels),
         "inputs": _inputs(opened),
         "gateway": gateway,
         "example": json.dumps(example_request(opened)),

@@ -56,7 +56,7 @@ class Package:
         self.digest_sha256 = digest_sha256
         self.signature, self.golden = papers
         self._session = session
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         # A graph for texts that takes any width is not asked for more than the longest of a batch needs.
         is_fixed = isinstance(session.get_inputs()[0].shape[1], int)
         self._any_width = self.signature.feature.holds == "texts" and not is_fixed
@@ -83,7 +83,7 @@ class Package:
             raise BadRequest(f"{feature.kind} input: found no rows, must be 1 or more")
         if feature.kind == "tokens":
             return [" ".join(words) for words in words_of(feature, rows)]
-        return check_texts(feature, rows) if feature.kind == "text" else encode(feature, rows, self._tokenizer)
+        return check_texts(feature, rows) if feature.kind == "text" else encode(feature, rows, self.tokenizer)
 
     def answer(self, rows: Any) -> np.ndarray:
         """Return float32 probabilities for validated rows, as ``predict``.
@@ -93,9 +93,9 @@ class Package:
         """
         feature = self.signature.feature
         if feature.kind == "tokens":
-            return ask_words(feature, [row.split() for row in rows], self._tokenizer, self._run, self._any_width)
+            return ask_words(feature, [row.split() for row in rows], self.tokenizer, self._run, self._any_width)
         if feature.kind == "text":
-            rows = encode(feature, rows, self._tokenizer, pad_to_longest=self._any_width)
+            rows = encode(feature, rows, self.tokenizer, pad_to_longest=self._any_width)
         return self._run(rows)
 
     def num_answers(self, rows: Any) -> int:

@@ -59,7 +59,12 @@ class Signature(Value):
 
     def is_for(self, label: Target) -> bool:
         """Whether it answers what a workload asks for: the same classes in any order, or the same number."""
-        return (label == self.number) if label.kind == "number" else set(self.classes) == set(label.names)
+        return (label.number == self.number) if label.number else set(self.classes) == set(label.names)
+
+    @property
+    def tells_next(self) -> bool:
+        """Whether the next piece of texts is what was learnt."""
+        return self.feature.kind == "text" and self.number is not None
 
     @property
     def counted(self) -> tuple[str, ...]:

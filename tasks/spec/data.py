@@ -118,8 +118,8 @@ class Data(Value):
     def _ids_have_a_number(self) -> Data:
         """What can be told of numbers and of ids; the rest is for classes."""
         if self.feature.kind == "ids" and self.label.kind != "number":
-            raise ValueError("label.kind = 'class', must be number where data.feature.kind is 'ids'")
-        if self.label.kind == "class":
+            raise ValueError(f"label.kind = {self.label.kind!r}, must be number where data.feature.kind is 'ids'")
+        if self.label.kind != "number":
             return self
         if self.feature.kind not in ("ids", "table"):
             raise ValueError(f"label.kind = 'number', must be class where data.feature.kind is {self.feature.kind!r}")
@@ -129,6 +129,22 @@ class Data(Value):
             raise ValueError("clean: 'allowed_labels' is for classes; take {rule: range} on the label's column")
         if self.feature.kind == "ids" and self.labels.max_near_leaked_ratio is not None:
             raise ValueError("labels.max_near_leaked_ratio: ids are equal or not, never near; must be left out")
+        return self
+
+    @model_validator(mode="after")
+    def _next_is_of_texts(self) -> Data:
+        """A text that is its own label has no label column, and is learnt as it is."""
+        if self.label.kind != "next":
+            return self
+        if self.feature.kind != "text":
+            kind = self.feature.kind
+            raise ValueError(f"label.kind = 'next', must be class or number where data.feature.kind is {kind!r}")
+        if self.split.stratified:
+            raise ValueError("split.stratified = true: a text is of no class; must be false")
+        if any(rule.rule == "allowed_labels" for rule in self.clean):
+            raise ValueError("clean: 'allowed_labels' is for classes; take {rule: match} on the text's column")
+        if self.augment:
+            raise ValueError("augment: changed copies would be learnt as texts that were written; must be left out")
         return self
 
     @model_validator(mode="after")
@@ -193,7 +209,8 @@ class Data(Value):
 
     @model_validator(mode="after")
     def _rules_name_known_columns(self) -> Data:
-        known = {*self.feature.columns, self.label.column, *self.columns}
+        known = {*self.feature.columns, *self.columns}
+        known |= {self.label.column} if self.label.kind != "next" else set()
         known |= {self.split.column} if self.split.column else set()
         for index, rule in enumerate(self.clean):
             known |= set(rule.made_columns)

@@ -1,4 +1,4 @@
-"""What a model is to say of a row: one of some classes (of words: one for each), or a number."""
+"""What a model is to say of a row: one of some classes (of words: one for each), a number, or how likely a text is."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Label(Value):
     column: str = "label"
     annotators: Annotators | None = None
     classes: tuple[str | int, ...] = Field(min_length=2)
+    number: ClassVar[None] = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,6 +66,11 @@ class NumberLabel(Value):
     def span(self) -> float:
         return self.max - self.min
 
+    @property
+    def number(self) -> NumberLabel:
+        """The number that is answered."""
+        return self
+
     @model_validator(mode="after")
     def _can_be(self) -> NumberLabel:
         if not self.min < self.max:
@@ -74,12 +80,25 @@ class NumberLabel(Value):
         return self
 
 
+class NextLabel(Value):
+    """The next piece of a text, at each of its places: no column has it, for the text is its own label. Answered is
+    the mean log-probability of a text's pieces, a number. In the data set ``label`` is how many characters it has."""
+
+    kind: Literal["next"]
+    column: ClassVar[str] = "characters"
+    annotators: ClassVar[None] = None
+    names: ClassVar[tuple[str, ...]] = ()
+    num_outputs: ClassVar[int] = 1
+    # Nats for each piece. Whoever takes all of 200 000 pieces for equally likely says -12.2.
+    number: ClassVar[NumberLabel] = NumberLabel(kind="number", column="log_probability", min=-20, max=0)
+
+
 def _kind_of(found: Any) -> str:
     return (found.get("kind", "class") if isinstance(found, dict) else getattr(found, "kind", "class")) or "class"
 
 
 Target = Annotated[
-    Annotated[Label, Tag("class")] | Annotated[NumberLabel, Tag("number")],
-    Discriminator(_kind_of, custom_error_type="kind", custom_error_message="kind must be class or number"),
+    Annotated[Label, Tag("class")] | Annotated[NumberLabel, Tag("number")] | Annotated[NextLabel, Tag("next")],
+    Discriminator(_kind_of, custom_error_type="kind", custom_error_message="kind must be class, number or next"),
 ]
-register_tags("class", "number")
+register_tags("class", "number", "next")

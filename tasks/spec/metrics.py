@@ -26,22 +26,27 @@ OVERALL: tuple[Place, ...] = ("overall",)
 
 
 class Metric(NamedTuple):
-    """Where a metric is measured on rows of one class each, where on tagged words (none: there too), and where on
-    numbers; the least and the most it can be; whether it compares two models by itself, and is of items that are
-    ranked for a user."""
+    """Where a metric is measured on rows of one class each, where on tagged words (none: there too), where on numbers,
+    and where on texts whose next piece is told (none: as on numbers); the least and the most it can be; whether it
+    compares two models by itself, is of items that are ranked for a user, or is by piece, of which two models may have
+    others."""
 
     places: tuple[Place, ...] = OVERALL
     tagged: tuple[Place, ...] | None = None
     number: tuple[Place, ...] = ()
+    next: tuple[Place, ...] | None = None
     least: float = 0.0
     most: float = INFINITE
     compares: bool = False
     ranks: bool = False
+    by_piece: bool = False
 
     def places_of(self, feature: Feature, label: Target) -> tuple[Place, ...]:
         if self.ranks and feature.kind != "ids":
             return ()
-        if label.kind == "number":
+        if label.kind == "next" and self.next is not None:
+            return self.next
+        if label.kind != "class":
             return self.number
         return self.tagged if self.tagged is not None and feature.kind == "tokens" else self.places
 
@@ -55,10 +60,12 @@ METRICS = {
     "entity_precision": Metric((), tagged=("overall",), most=1),
     "entity_recall": Metric((), tagged=("overall",), most=1),
     "entity_f1": Metric((), tagged=("overall", "slice", "perturbed"), most=1),
-    "rmse": Metric((), number=("overall", "slice", "perturbed")),
-    "mae": Metric((), number=("overall", "slice", "perturbed")),
+    "rmse": Metric((), number=("overall", "slice", "perturbed"), next=()),
+    "mae": Metric((), number=("overall", "slice", "perturbed"), next=()),
     "ndcg_at_10": Metric((), number=OVERALL, most=1, ranks=True),
     "recall_at_10": Metric((), number=OVERALL, most=1, ranks=True),
+    "perplexity": Metric((), next=("overall", "slice"), least=1, by_piece=True),
+    "bits_per_character": Metric((), next=("overall", "slice")),
     "auroc": Metric(tagged=(), most=1),
     "calibration_error": Metric(most=1),
     "log_loss": Metric(),
@@ -76,7 +83,8 @@ METRICS = {
     "open_ms": Metric(number=OVERALL),
     "accuracy_gain": Metric(tagged=(), least=-1, most=1, compares=True),
     "entity_f1_gain": Metric((), tagged=("overall",), least=-1, most=1, compares=True),
-    "rmse_gain": Metric((), number=OVERALL, least=-INFINITE, compares=True),
+    "rmse_gain": Metric((), number=OVERALL, next=(), least=-INFINITE, compares=True),
+    "bits_gain": Metric((), next=OVERALL, least=-INFINITE, compares=True),
     "mcnemar_p": Metric(tagged=(), most=1, compares=True),
     "champion_agreement": Metric(most=1, compares=True),
     "agreement": Metric(most=1, compares=True),
@@ -131,6 +139,8 @@ def wrong_with(rule: Rule, feature: Feature, label: Target, evaluate: Evaluate) 
         return f"slice = {rule.slice!r}, must be one of those that {rule.metric} is measured on: {told}"
     if metric.compares and rule.against is not None:
         return f"against = {rule.against!r}, must be left out: {rule.metric} compares by itself, and takes min or max"
+    if metric.by_piece and rule.against is not None:
+        return f"against = {rule.against!r}: two models may read other pieces; take bits_per_character or bits_gain"
     return _beyond(rule, metric)
 
 

@@ -47,11 +47,9 @@ class TextCnn(Value):
     dropout: Dropout = 0.3
 
 
-class Transformer(Value):
-    """A transformer encoder (Vaswani et al. 2017) from scratch: of a text the mean over its tokens is answered, of
-    tagged words each word's first piece."""
+class _Layers(Value):
+    """The sizes of a network of attention and dense layers."""
 
-    kind: Literal["transformer"]
     width: int = Field(default=128, ge=1)
     heads: int = Field(default=4, ge=1)
     layers: int = Field(default=2, ge=1)
@@ -59,10 +57,24 @@ class Transformer(Value):
     dropout: Dropout = 0.1
 
     @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> Transformer:
+    def _heads_divide_the_width(self) -> _Layers:
         if self.width % self.heads:
             raise ValueError(f"heads = {self.heads}, must divide width = {self.width}")
         return self
+
+
+class Transformer(_Layers):
+    """A transformer encoder (Vaswani et al. 2017) from scratch: of a text the mean over its tokens is answered, of
+    tagged words each word's first piece."""
+
+    kind: Literal["transformer"]
+
+
+class Gpt(_Layers):
+    """A causal language model (GPT-2's form, Radford et al. 2019) from scratch: each piece of a text is told from those
+    before it, and the end from all of them. Pieces are read and said by one table."""
+
+    kind: Literal["gpt"]
 
 
 class Pretrained(Value):
@@ -95,9 +107,9 @@ class OwnModel(Value):
 
 
 Recipe = Annotated[
-    Mlp | Cnn | Resnet18 | TextCnn | Transformer | Pretrained | Factors | OwnModel, Field(discriminator="kind")
+    Mlp | Cnn | Resnet18 | TextCnn | Transformer | Gpt | Pretrained | Factors | OwnModel, Field(discriminator="kind")
 ]
-register_tags("mlp", "cnn", "resnet18", "text-cnn", "transformer", "pretrained", "factors", "model.py")
+register_tags("mlp", "cnn", "resnet18", "text-cnn", "transformer", "gpt", "pretrained", "factors", "model.py")
 
 # Recipe -> the features that it reads.
 READS = {
@@ -106,6 +118,7 @@ READS = {
     "resnet18": ("image",),
     "text-cnn": ("text",),
     "transformer": ("text", "tokens"),
+    "gpt": ("text",),
     "pretrained": ("text", "tokens"),
     "factors": ("ids",),
     "model.py": ("image", "table", "text", "tokens"),

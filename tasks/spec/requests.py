@@ -271,7 +271,7 @@ class EvaluateRequest(Value):
 class EvaluateResult(Value):
     """``measurements.json``: metrics overall and by class with intervals, latency, size;
     ``predictions.parquet``: row_id, label, prediction, probabilities (of tagged words lists of
-    them); ``report.html``, ``confusion.png`` (of numbers ``numbers.png``)."""
+    them); ``report.html``, ``confusion.png`` (of numbers ``numbers.png``, of texts ``texts.png``)."""
 
     room: RoomRef | None = None
     package_sha256: str
@@ -279,6 +279,7 @@ class EvaluateResult(Value):
     macro_f1: float | None = Field(default=None, description="of classes")
     entity_f1: float | None = Field(default=None, description="where words are tagged")
     rmse: float | None = Field(default=None, description="of numbers")
+    perplexity: float | None = Field(default=None, description="of texts whose next piece is told")
     p50_ms: float
     p99_ms: float
     model_bytes: int

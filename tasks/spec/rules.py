@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 from tasks.spec.value import Value
 
 # Measured on the rows that candidate and champion both answered; where there is no champion, not applicable.
-PAIRED = ("accuracy_gain", "entity_f1_gain", "rmse_gain", "mcnemar_p", "champion_agreement")
+PAIRED = ("accuracy_gain", "entity_f1_gain", "rmse_gain", "bits_gain", "mcnemar_p", "champion_agreement")
 
 
 class Rule(Value):

@@ -13,7 +13,7 @@ SECRET = re.compile(r"\$\{secret:([A-Za-z0-9_.-]+)\}")
 # A password written out in a URL: user:password@host.
 PASSWORD = re.compile(r"://[^/@:]*:(?!\$\{secret:)[^/@]+@")
 ColumnType = Literal["text", "number"]
-Format = Literal["csv", "tsv", "jsonl", "parquet", "npz"]
+Format = Literal["csv", "tsv", "jsonl", "parquet", "npz", "text"]
 
 
 def _without_password(url: str) -> str:
@@ -33,7 +33,10 @@ class Encoded(Value):
     """What is said about files of rows; both are found out where they are not said."""
 
     format: Format | None = Field(default=None, description="default: the file's ending")
-    encoding: str | None = Field(default=None, description="of CSV, TSV and JSON lines; default: detected")
+    encoding: str | None = Field(default=None, description="of CSV, TSV, JSON lines and texts; default: detected")
+    row: Literal["line", "paragraph"] = Field(
+        default="line", description="of a plain text: what becomes a row of the column text; empty ones are left out"
+    )
 
     @field_validator("encoding")
     @classmethod
@@ -47,7 +50,7 @@ class Encoded(Value):
 
 
 class FilesSource(Encoded):
-    """CSV, TSV, JSON lines, Parquet or NPZ: a path or glob, absolute or relative to the workload's folder."""
+    """CSV, TSV, JSON lines, Parquet, NPZ or texts: a path or glob, absolute or relative to the workload's folder."""
 
     kind: Literal["files"]
     path: str = Field(min_length=1)

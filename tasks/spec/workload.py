@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from tasks.spec.compress import Compress, Distilled, Pruned, Sparse
+from tasks.spec.compress import Compress, Distilled, Pruned, Sparse, StaticInt8
 from tasks.spec.cron import PRESETS as CRON_PRESETS
 from tasks.spec.cron import is_cron
 from tasks.spec.data import Data
@@ -161,7 +161,7 @@ class Workload(Value):
         label, train = self.data.label, self.train
         if label.kind != "number":
             if self.evaluate.relevant is not None:
-                raise ValueError("evaluate.relevant: must be left out where data.label is of classes")
+                raise ValueError("evaluate.relevant: must be left out where data.label is no number")
             return self
         if train.recipe.kind not in GIVE_NUMBERS:
             found = f"train.recipe.kind = {train.recipe.kind!r}, must be one that gives a number"
@@ -178,6 +178,27 @@ class Workload(Value):
         for variant in self.compress.variants:
             if isinstance(variant, Distilled | Pruned | Sparse):
                 raise ValueError(f"compress.variants: {variant.kind!r} is for classes; use int8 or fp16")
+        return self
+
+    @model_validator(mode="after")
+    def _next_pieces_have_what_fits(self) -> Workload:
+        train, is_next = self.train, self.data.label.kind == "next"
+        if is_next != (train.recipe.kind == "gpt"):
+            found = f"train.recipe.kind = {train.recipe.kind!r} with data.label.kind = {self.data.label.kind!r}"
+            raise ValueError(f"{found}: gpt needs the label next, and next needs the recipe gpt")
+        if not is_next:
+            return self
+        if train.stopping.metric != "loss":
+            found = f"train.stopping.metric = {train.stopping.metric!r}"
+            raise ValueError(f"{found}, must be loss: where it is least, so is perplexity")
+        if train.class_weights != "none":
+            raise ValueError("train.class_weights = 'balanced': is for classes; must be left out")
+        if self.evaluate.groups:
+            raise ValueError("evaluate.groups: must be empty where the next piece is told; declare evaluate.slices")
+        for variant in self.compress.variants:
+            if isinstance(variant, Distilled | Pruned | Sparse | StaticInt8):
+                known = "int4, int8, fp16 or bf16"
+                raise ValueError(f"compress.variants: {variant.kind!r} can't be of a language model; use {known}")
         return self
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ WIDE = {"uint8": torch.float32, "int32": torch.int64}
 
 class Split(NamedTuple):
     """One split's mapped arrays, as ``tasks.train.prepare`` stored them: inputs [B, ...], class indices int64 [B], of
-    tagged words [B, T]; or numbers float32 [B]."""
+    words or pieces [B, T]; or numbers float32 [B]."""
 
     x: Any
     y: Any
@@ -74,10 +74,13 @@ class Loader:
 def _gather(split: Split, rows: np.ndarray, trim: bool) -> tuple[Tensor, Tensor]:
     x, y = split.x[rows], split.y[rows]
     if trim:
-        width = max(1, int((x != 0).any(axis=0).nonzero()[0].max(initial=-1)) + 1)
-        x = np.ascontiguousarray(x[:, :width])
         # A student's targets are probabilities [B, K], which no width has to do with.
-        y = np.ascontiguousarray(y[:, :width]) if y.ndim == 2 and y.dtype.kind == "i" else y
+        by_place = y.ndim == 2 and y.dtype.kind == "i"
+        # A text's end is asked where there is padding already.
+        asked = (x != 0) | (y >= 0) if by_place else x != 0
+        width = max(1, int(asked.any(axis=0).nonzero()[0].max(initial=-1)) + 1)
+        x = np.ascontiguousarray(x[:, :width])
+        y = np.ascontiguousarray(y[:, :width]) if by_place else y
     return torch.from_numpy(x), torch.from_numpy(y)
 
 

@@ -25,6 +25,14 @@ from tasks.train.history import HISTORY, PROGRESS
 from tasks.train.strategy import One
 from tasks.train.writer import FOLDER, SMALL_BYTES, Writer
 
+# What an epoch's printed line tells beside the losses.
+SCORED = {
+    "accuracy": "validation_accuracy",
+    "entity F1": "validation_entity_f1",
+    "RMSE": "validation_rmse",
+    "perplexity": "validation_perplexity",
+}
+
 
 class Place(NamedTuple):
     """Where training is: ``epoch`` whole ones, and ``step`` batches of the next, with the sum of their losses. The best
@@ -112,8 +120,7 @@ class Keeper:
             self.best = {name: value.cpu().clone() for name, value in strategy.state().items()}
         if self.rank == 0:
             self._add(HISTORY, line)
-            scored = {"accuracy": "validation_accuracy", "entity F1": "validation_entity_f1", "RMSE": "validation_rmse"}
-            scores = "".join(f"{name} {line[key]:.4f}, " for name, key in scored.items() if key in line)
+            scores = "".join(f"{name} {line[key]:.4f}, " for name, key in SCORED.items() if key in line)
             say(
                 f"epoch {place.epoch}: loss {line['train_loss']:.4f}, validation loss {line['validation_loss']:.4f}, "
                 f"{scores}{line['samples_per_second']:.0f} rows/s"

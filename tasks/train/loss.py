@@ -1,5 +1,5 @@
-"""What is made small: the mean over the rows of a classifier's cross entropy, of a tagger's, or of a number's squared
-error.
+"""What is made small: the mean over the rows of a classifier's cross entropy, of a tagger's or a language
+model's, or of a number's squared error.
 
 A batch that is divided, among ranks or into parts, has the loss of the whole one: each part's mean counts by its rows.
 
@@ -28,7 +28,7 @@ def loss_of(train: Train, feature: Feature, label: Target, folder: Path) -> Loss
         return squared_error
     y = np.load(folder / "arrays" / "train.y.npy", mmap_mode="r", allow_pickle=False)
     weights = class_weights(y, label.num_outputs) if train.class_weights == "balanced" else None
-    if feature.kind == "tokens":
+    if feature.kind == "tokens" or label.kind == "next":
         return tagging(train.label_smoothing, weights, float((y >= 0).sum()) / len(y))
     return cross_entropy(train.label_smoothing, weights)
 
@@ -53,8 +53,9 @@ def cross_entropy(smoothing: float, weights: Tensor | None = None) -> Loss:
 
 
 def tagging(smoothing: float, weights: Tensor | None, tags_a_row: float) -> Loss:
-    """Return the loss of a tagger, logits [B, K, T] and targets int64 [B, T]: the sum over a row's tags, by how many a
-    row has in the mean of the training split. So each tag counts the same in whatever batch it stands."""
+    """Return the loss of a tagger, or of a language model, logits [B, K, T] and targets int64 [B, T]: the sum over a
+    row's tags or pieces, by how many a row has in the mean of the training split. So each counts the same in whatever
+    batch it stands."""
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         of_class = None if weights is None else weights.to(logits.device)

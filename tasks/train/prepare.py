@@ -2,8 +2,8 @@
 little more than a batch is held.
 
     arrays/<split>.x.npy   encoded inputs, see tasks.spec.feature.encode, in the narrowest type that holds them
-    arrays/<split>.y.npy   int64 [B] class indices; of tagged words [B, T], see tasks.spec.tokens.encode_tags; of
-                           numbers float32 [B]
+    arrays/<split>.y.npy   int64 [B] class indices; of tagged words [B, T], see tasks.spec.tokens.encode_tags, of
+                           texts whose next piece is told too, see tasks.spec.pieces; of numbers float32 [B]
     stats.json             of the training split: mean and standard deviation of each column of a table, and of the
                            target where it is a number; how many ids are known
     tokenizer.json         texts, words: a pretrained encoder's own, else a byte-level BPE fitted on the training split
@@ -21,6 +21,7 @@ from tasks.spec.errors import BadRequest
 from tasks.spec.feature import VOCABULARIES, Feature, Texts, columns_to_rows, encode
 from tasks.spec.ids import KnownIds
 from tasks.spec.label import Target
+from tasks.spec.pieces import targets
 from tasks.spec.requests import TrainRequest
 from tasks.spec.tokens import encode_tags
 from tasks.store.files import write_json, write_whole
@@ -80,7 +81,7 @@ def _write_arrays(data: Path, request: TrainRequest, out: Path, counts: dict[str
     feature, stored = request.feature, STORED[request.feature.kind]
     opened, done = {}, dict.fromkeys(PREPARED, 0)
     for split in PREPARED:
-        tags = feature.shape if feature.kind == "tokens" else ()
+        tags = feature.shape if feature.kind == "tokens" or request.label.kind == "next" else ()
         target = "float32" if request.label.kind == "number" else "int64"
         shapes = {"x": (stored, (counts[split], *feature.shape)), "y": (target, (counts[split], *tags))}
         for part, (dtype, shape) in shapes.items():
@@ -88,8 +89,12 @@ def _write_arrays(data: Path, request: TrainRequest, out: Path, counts: dict[str
             opened[split, part] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     for split, rows, y in batches(data, feature, request.label, PREPARED):
         here = slice(done[split], done[split] + len(y))
-        opened[split, "x"][here] = encode(feature, rows, tokenizer)
-        opened[split, "y"][here] = encode_tags(feature, rows, y, tokenizer) if feature.kind == "tokens" else y
+        x = opened[split, "x"][here] = encode(feature, rows, tokenizer)
+        if feature.kind == "tokens":
+            y_of_rows = encode_tags(feature, rows, y, tokenizer)
+        else:
+            y_of_rows = targets(x) if request.label.kind == "next" else y
+        opened[split, "y"][here] = y_of_rows
         done[split] += len(y)
     for array in opened.values():
         array.flush()
@@ -97,7 +102,8 @@ def _write_arrays(data: Path, request: TrainRequest, out: Path, counts: dict[str
 
 def batches(data: Path, feature: Feature, label: Target, splits: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
     """Yield (split, rows as ``encode`` takes them, class indices int64 [B], or numbers float32 [B]), a few thousand
-    rows at a time. Of tagged words the indices are a list of one array for each row.
+    rows at a time. Of tagged words the indices are a list of one array for each row; of texts that are their own label
+    it is how many characters each has.
 
     Raises:
         BadRequest: a label that is no class, or a number out of its range.
@@ -134,6 +140,9 @@ def _targets(table: Any, feature: Feature, label: Target, data: Path) -> Any:
             raise BadRequest(f"{data.name}: {label.column} = {found[wrong[0]]:g}, {allowed}; see data.label")
         return found.astype(np.float32)
 
+    if label.kind == "next":
+        return table.column("label").to_numpy().astype(np.float32)
+
     index = {name: number for number, name in enumerate(label.names)}
     labels = table.column("label").to_pylist()
     rows = [text.split(" ") for text in labels] if feature.kind == "tokens" else [labels]
@@ -169,16 +178,16 @@ def _tokenizer(data: Path, request: TrainRequest, out: Path) -> Any:
         return tokenizer_of(out, request.feature)
     of_train = batches(data, request.feature, request.label, ("train",))
     texts = (row if isinstance(row, str) else " ".join(row) for _, rows, _ in of_train for row in rows)
-    return fit_tokenizer(request.feature, texts)
+    return fit_tokenizer(request.feature, texts, keep_case=request.label.kind == "next")
 
 
-def fit_tokenizer(feature: Texts, texts: Any) -> Any:
+def fit_tokenizer(feature: Texts, texts: Any, keep_case: bool = False) -> Any:
     """Fit a byte-level BPE (Sennrich 2016) on an iterable of texts; id 0 is the padding. Of tagged words the case is
     kept: it tells names."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    lower = [] if feature.kind == "tokens" else [normalizers.Lowercase()]
+    lower = [] if keep_case or feature.kind == "tokens" else [normalizers.Lowercase()]
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), *lower])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()

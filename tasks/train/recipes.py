@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from tasks.spec.feature import Feature
 from tasks.spec.label import Target
-from tasks.spec.recipe import Cnn, Factors, Mlp, OwnModel, Pretrained, Recipe, Resnet18, TextCnn, Transformer
+from tasks.spec.recipe import Cnn, Factors, Gpt, Mlp, OwnModel, Pretrained, Recipe, Resnet18, TextCnn, Transformer
 from tasks.spec.train import Train
 from tasks.train.encoder import pretrained, transformer
+from tasks.train.gpt import GptNet
 from tasks.train.images import cnn, resnet18
 from tasks.train.loss import Loss, loss_of
 from tasks.train.own import own, own_loss
@@ -26,7 +27,7 @@ from tasks.train.score import Score, score_of
 
 
 class Task(NamedTuple):
-    """What is learnt: ``network`` gives logits [B, K], of tagged words [B, K, T]; ``loss(logits, target)`` is their
+    """What is learnt: ``network`` gives logits [B, K], of words or pieces [B, K, T]; ``loss(logits, target)`` is their
     mean loss over the rows, ``score`` what else they are worth."""
 
     network: nn.Module
@@ -48,7 +49,8 @@ def task_of(train: Train, feature: Feature, label: Target, stats: Any, folder: P
 def build(
     recipe: Recipe, feature: Feature, num_outputs: int, stats: Any, folder: Path, weights: bool = False
 ) -> nn.Module:
-    """Build the module of a recipe: encoded input [B, N] (text: int64 [B, T]) -> logits [B, K], of tokens [B, K, T].
+    """Build the module of a recipe: encoded input [B, N] (text: int64 [B, T]) -> logits [B, K], of tokens [B, K, T], of
+    texts whose next piece is told [B, V, T].
     Where a number is learnt, which ``stats`` tell, it is the number itself, [B, 1].
 
     ``weights``: a pretrained encoder begins with its own; without, they are drawn, for weights that are loaded next.
@@ -76,6 +78,8 @@ def _body(recipe: Recipe, feature: Any, num_outputs: int, folder: Path, weights:
             return TextCnnNet(recipe, feature.vocabulary, num_outputs)
         case Transformer():
             return transformer(recipe, feature, num_outputs)
+        case Gpt():
+            return GptNet(recipe, feature)
         case Pretrained():
             return pretrained(recipe, feature, num_outputs, folder, weights)
         case OwnModel():

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 from tasks.spec.entities import f1, kinds_of, matched
 from tasks.spec.feature import Feature
 from tasks.spec.label import Target
+
+# Whose exponential is a number still.
+MOST_NATS = 700.0
 
 
 class Score(Protocol):
@@ -26,6 +30,8 @@ class Score(Protocol):
 def score_of(feature: Feature, label: Target) -> Score:
     if label.kind == "number":
         return Numbers()
+    if label.kind == "next":
+        return Pieces()
     return Tags(label.names) if feature.kind == "tokens" else Rows()
 
 
@@ -51,6 +57,19 @@ class Numbers:
     def metrics(self, counts: list[float]) -> dict[str, float]:
         squares, absolute, rows = counts
         return {"rmse": (squares / rows) ** 0.5, "mae": absolute / rows}
+
+
+class Pieces:
+    """Perplexity, and accuracy, of the next piece of texts: logits [B, V, T], targets [B, T]."""
+
+    def counts(self, logits: Tensor, target: Tensor) -> Tensor:
+        nats = torch.nn.functional.cross_entropy(logits, target, reduction="sum").double()
+        right = (logits.argmax(1) == target).sum()
+        return torch.stack([nats, right.double(), (target >= 0).sum().double()])
+
+    def metrics(self, counts: list[float]) -> dict[str, float]:
+        nats, right, pieces = counts
+        return {"perplexity": math.exp(min(nats / pieces, MOST_NATS)), "accuracy": right / pieces}
 
 
 class Tags:

@@ -59,6 +59,7 @@ def test_every_verb_has_help(drydock: Command, verb: str) -> None:
         (("logs", "nobody"), "services"),
         (("new", "Bad Name"), "lower-case"),
         (("new", "digits"), "is there already"),
+        (("new", "talk", "--label", "next"), "--label next: needs --feature text"),
         (("bench", "nothing"), "orchestration"),
         (("rollback", "digits"), "--reason"),
         (("review", "digits", "--approve", "1", "--reject", "1"), "one of them"),
@@ -112,7 +113,7 @@ def test_validate_prints_the_effective_file(drydock: Command) -> None:
 KINDS = [("--feature", kind) for kind in ("text", "image", "tokens", "ids")]
 
 
-@pytest.mark.parametrize("options", [(), *KINDS, ("--own-model",)])
+@pytest.mark.parametrize("options", [(), *KINDS, ("--feature", "text", "--label", "next"), ("--own-model",)])
 def test_a_new_workload_validates_as_it_is(drydock: Command, tmp_path: Path, options: tuple[str, ...]) -> None:
     assert drydock("new", "parcels", *options)[0] == 0
     assert drydock("validate", "parcels")[0] == 0

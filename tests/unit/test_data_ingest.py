@@ -207,15 +207,15 @@ def test_a_file_that_changed_or_went_since_it_was_resolved_is_refused(tmp_path):
 def test_resolve_says_what_is_there(tmp_path):
     csv(tmp_path, "a\n", "one.csv")
     csv(tmp_path, "", "empty.csv")
-    csv(tmp_path, "a", "notes.txt")
+    csv(tmp_path, "a", "notes.doc")
     (tmp_path / "folder").mkdir()
     for path, words in {
-        "two.csv": "two.csv: is not there; .* has empty.csv, folder/, notes.txt, one.csv",
+        "two.csv": "two.csv: is not there; .* has empty.csv, folder/, notes.doc, one.csv",
         "no/such/*.csv": "matches no file; .* has empty.csv",
         "*.json": "matches no file",
         "empty.csv": "0 bytes",
         "folder": "is a folder",
-        "notes.txt": "set data.source.format",
+        "notes.doc": "set data.source.format",
     }.items():
         with pytest.raises(BadRequest, match=words):
             resolve(FilesSource(kind="files", path=path), tmp_path)

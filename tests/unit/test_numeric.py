@@ -114,7 +114,7 @@ def test_what_is_measured_can_be_ruled_on_and_what_is_of_classes_can_not():
     [
         ("max: 5}", "max: 0.5}", "data.label: min = 0.5, must be below max = 0.5"),
         ("column: rating", "column: label", "data.label: column = 'label', must be another name"),
-        ("kind: number", "kind: text", "kind must be class or number"),
+        ("kind: number", "kind: text", "kind must be class, number or next"),
         ("kind: number, column: rating, min: 0.5, max: 5", "classes: [1, 2]", "must be number where data.feature.kind"),
         ("item: movieId", "item: userId", "must be two columns"),
         ("kind: factors", "kind: mlp", "must be one that reads data.feature.kind = 'ids': factors"),

@@ -472,7 +472,7 @@ def test_texts_pad_to_the_longest_where_the_graph_takes_any_width(text_package):
     from tasks.spec.feature import TextFeature, encode
 
     package = open_package(text_package().folder, None, None)
-    feature, tokenizer = TextFeature(kind="text", max_tokens=8), package._tokenizer
+    feature, tokenizer = TextFeature(kind="text", max_tokens=8), package.tokenizer
     assert encode(feature, ["a", "ab c"], tokenizer).shape == (2, 8)
     narrow = encode(feature, ["a", "free prize"], tokenizer, pad_to_longest=True)
     assert np.array_equal(narrow, encode(feature, ["a", "free prize"], tokenizer)[:, : narrow.shape[1]])
