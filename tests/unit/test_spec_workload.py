@@ -104,7 +104,7 @@ def test_a_folder_that_a_killed_command_left_is_no_workload(tmp_path):
                 (", dropout: 0, hidden: []", "", ["recipe.hidden = ()", "must have a width"]),
                 (", dropout: 0", "\n  gradients: fp16", ["gradients = 'fp16'", "must be fp32", "'tensor'"]),
                 (", dropout: 0", "\n  compile: true", ["compile = true", "must be false where parallel is 'tensor'"]),
-                (", dropout: 0", "\n  batch_size: 65\n  accumulate: 2", ["must be a multiple of accumulate = 2"]),
+                (", dropout: 0", "\n  batch_size: 65\n  accumulate: 2", ["must be a multiple of copies x acc"]),
             )
         ),
         ("{kind: mlp}", "{kind: text-cnn}", ["train.recipe.kind = 'text-cnn'", "data.feature.kind = 'table'"]),
