@@ -54,7 +54,7 @@ def compress(request: CompressRequest, room: Path, learn: Learn) -> CompressResu
     if vocabulary := VOCABULARIES.get(request.feature.holds):
         shutil.copyfile(source.folder / vocabulary, package / vocabulary)
     fp32 = room / "fp32.onnx"
-    export(source.network, request, fp32)
+    export(source.exported, request, fp32)
     rows, _ = read_split(data, request.feature, request.label, "validation")
     rows = rows[:SAMPLE_ROWS]
     samples = Samples(

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.serve.signature import sides_of
+from tasks.serve.signature import NEXT_PIECE, sides_of
 from tasks.spec.compress import Distilled, Pruned, Sparse
 from tasks.spec.errors import BadRequest, DrydockError
 from tasks.spec.feature import VOCABULARIES, encode
@@ -58,6 +58,16 @@ class Source:
         last = torch.nn.Hardtanh(label.number.min, label.number.max) if label.number else torch.nn.Softmax(dim=1)
         first = LogProbability(self.body) if label.kind == "next" else self.body
         return torch.nn.Sequential(first, last).eval()
+
+    @property
+    def exported(self) -> Any:
+        """What the graph is made of: the network, or one that tells the next piece beside its number."""
+        from tasks.train.gpt import Told
+
+        label = self.request.label
+        if label.kind != "next":
+            return self.network
+        return Told(self.network[0], label.number.min, label.number.max).eval()
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -139,7 +149,7 @@ def export(network: Any, request: CompressRequest, path: Path) -> None:
     dtype = torch.int64 if request.feature.holds in VOCABULARIES else torch.float32
     example = torch.zeros((2, *request.feature.shape), dtype=dtype)
     dynamic = {0: torch.export.Dim("batch")}
-    if getattr(network[0], "any_width", False):
+    if getattr(network, "any_width", False) or getattr(network[0], "any_width", False):
         # Served texts are padded to the longest of their batch, no further.
         dynamic[1] = torch.export.Dim("tokens", min=1, max=request.feature.max_tokens)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -151,7 +161,7 @@ def export(network: Any, request: CompressRequest, path: Path) -> None:
                 (example,),
                 str(path),
                 input_names=["input"],
-                output_names=[output_name(request)],
+                output_names=output_names(request),
                 dynamic_shapes=(dynamic,),
                 dynamo=True,
                 external_data=False,
@@ -161,8 +171,9 @@ def export(network: Any, request: CompressRequest, path: Path) -> None:
         raise BadRequest(f"{request.workload}: the network can't be exported to ONNX: {_cause(error)}") from error
 
 
-def output_name(request: CompressRequest) -> str:
-    return sides_of(request.feature, len(request.label.names))[1].name
+def output_names(request: CompressRequest) -> list[str]:
+    answer = sides_of(request.feature, len(request.label.names))[1].name
+    return [answer, NEXT_PIECE.name] if request.label.kind == "next" else [answer]
 
 
 def _cause(error: BaseException) -> str:

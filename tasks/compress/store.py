@@ -125,7 +125,8 @@ def keep_as_bf16(source: Path, target: Path) -> str:
 
 
 def to_int4(source: Path, target: Path, options: Int4) -> str:
-    """int4 weights of matrix products, in blocks, symmetric; the products' activations stay float.
+    """int4 weights of matrix products, in blocks, symmetric; the products' activations stay float. A table that is both
+    read and multiplied by, as a language model's, is stored so for either.
 
     Raises:
         BadRequest: the graph has no matrix product with constant weights.
@@ -136,12 +137,29 @@ def to_int4(source: Path, target: Path, options: Int4) -> str:
 
     graph = ONNXModel(onnx.load(source))
     graph.replace_gemm_with_matmul()
-    quantiser = MatMulNBitsQuantizer(graph.model, block_size=options.block_size, is_symmetric=True, accuracy_level=4)
+    kinds = ("MatMul", "Gather") if _multiply_by_own(graph.model) else ("MatMul",)
+    quantiser = MatMulNBitsQuantizer(
+        graph.model, block_size=options.block_size, is_symmetric=True, accuracy_level=4, op_types_to_quantize=kinds
+    )
     quantiser.process()
     if not any(node.op_type == "MatMulNBits" for node in quantiser.model.model.graph.node):
         raise BadRequest("int4: the graph has no matrix product with constant weights; use int8")
     onnx.save(quantiser.model.model, str(target))
     return ""
+
+
+def _multiply_by_own(model: Any) -> bool:
+    """Let products have weights of their own where they take another's transposed; return whether there were any."""
+    from onnx import numpy_helper
+
+    weights = {weight.name: weight for weight in model.graph.initializer}
+    turned = [node for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in weights]
+    for node in turned:
+        axes = next((list(one.ints) for one in node.attribute if one.name == "perm"), None)
+        array = np.ascontiguousarray(numpy_helper.to_array(weights[node.input[0]]).transpose(axes))
+        model.graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
+        model.graph.node.remove(node)
+    return bool(turned)
 
 
 def seconds_a_row(reference: Path, candidate: Path, rows: np.ndarray) -> tuple[float, float]:

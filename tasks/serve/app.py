@@ -81,7 +81,7 @@ class App:
             return self._infer_fails(request, 503, self._full(), RETRY)
         try:
             ask = self._read(request.body, _json_bytes(request.headers))
-            key = self._cache.key(ask.rows) if self._cache else b""
+            key = self._cache.key(ask.rows) if self._cache and not ask.more else b""
             job = Inference(self, request, ask, key)
             if key and (found := self._cache.get(key)) is not None:
                 self.metrics.cache_hits += 1
@@ -102,7 +102,8 @@ class App:
             return self._infer_fails(request, 500, str(outcome))
         if key:
             self._cache.put(key, outcome.probabilities)
-        answer = Answer(self._labels(ask.rows, outcome.best, outcome.probabilities), outcome.probabilities)
+        labels = self._labels(ask.rows, outcome.best, outcome.probabilities)
+        answer = Answer(labels, outcome.probabilities, outcome.continuations)
         content, json_bytes = protocol.write_infer(ask, answer, self._name, self._version)
         ulid = self._new_ulid()
         fields = b"%b%b\r\n" % (self._fields, ulid.encode())
@@ -176,11 +177,11 @@ class App:
 class Inference:
     """One request as the batch sees it."""
 
-    __slots__ = ("_app", "_ask", "_key", "_request", "rows")
+    __slots__ = ("_app", "_ask", "_key", "_request", "more", "rows")
 
     def __init__(self, app: App, request: Request, ask: InferRequest, key: bytes) -> None:
         self._app, self._request, self._ask, self._key = app, request, ask, key
-        self.rows = ask.rows
+        self.rows, self.more = ask.rows, ask.more
 
     @property
     def gone(self) -> bool:

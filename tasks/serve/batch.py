@@ -37,15 +37,17 @@ class Prediction(NamedTuple):
 
     best: list[int]
     probabilities: np.ndarray
+    continuations: list[str] | None = None
 
 
 Outcome = Prediction | DrydockError
 
 
 class Job(Protocol):
-    """Rows that want an answer; ``gone``: nobody waits for it any more."""
+    """Rows that want an answer; ``gone``: nobody waits for it any more; ``more``: by how many pieces texts go on."""
 
     rows: Any
+    more: int
     gone: bool
 
     def deliver(self, outcome: Outcome) -> None: ...
@@ -90,7 +92,8 @@ class Batcher:
 
     def submit(self, job: Job) -> None:
         """Queue a job; its ``deliver`` is called on the event loop. The caller asks ``full`` first."""
-        self._queue.append((job, len(job.rows), self.package.width(job.rows)))
+        # Each piece more is another question.
+        self._queue.append((job, len(job.rows), self.package.width(job.rows) * (1 + job.more)))
         if not self._flush_asked:
             self._ask_flush()
 
@@ -144,7 +147,9 @@ class Batcher:
         if len(jobs) == 1:
             return [self._alone(jobs[0])]
         try:
-            answers = self.package.predict(_join([job.rows for job in jobs]))
+            rows = _join([job.rows for job in jobs])
+            answers = self.package.predict(rows)
+            told = self._continued(rows, [job.more for job in jobs for _ in job.rows])
         except BadRequest:
             return self._answer_valid(jobs)
         except DrydockError:
@@ -152,7 +157,7 @@ class Batcher:
         best, outcomes, start = self.package.best(answers), [], 0
         for job in jobs:
             end = start + self.package.num_answers(job.rows)
-            outcomes.append(Prediction(best[start:end], answers[start:end]))
+            outcomes.append(Prediction(best[start:end], answers[start:end], told[start:end] if job.more else None))
             start = end
         return outcomes
 
@@ -175,9 +180,13 @@ class Batcher:
             return DrydockError("nobody waits for this answer")
         try:
             answer = self.package.predict(job.rows)
+            told = self._continued(job.rows, [job.more] * len(job.rows))
         except DrydockError as error:
             return error
-        return Prediction(self.package.best(answer), answer)
+        return Prediction(self.package.best(answer), answer, told if job.more else None)
+
+    def _continued(self, rows: Any, more: list[int]) -> list[str]:
+        return self.package.continued(rows, more) if any(more) else []
 
     def _finish_thread(
         self, jobs: list[Job], num_rows: int, units: int, started: float, done: Future[list[Outcome]]

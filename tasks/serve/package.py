@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasks.serve.onnx_file import refuse_external_data
 from tasks.serve.session import session_errors, start_session
-from tasks.serve.signature import NUM_PARTS, Golden, Signature, Tensor, line
+from tasks.serve.signature import NEXT_PIECE, NUM_PARTS, Golden, Signature, Tensor, line
 from tasks.spec.errors import BadRequest, DrydockError, IntegrityLost
 from tasks.spec.feature import VOCABULARIES, check_texts, encode
 from tasks.spec.ids import KnownIds
@@ -98,6 +98,31 @@ class Package:
             rows = encode(feature, rows, self.tokenizer, pad_to_longest=self._any_width)
         return self._run(rows)
 
+    def continued(self, texts: list[str], most: list[int]) -> list[str]:
+        """Return how each text goes on, by its likeliest next piece at each step (greedy): at most so many pieces, up
+        to the end of the text or of the places that the graph has. A text that fills all of these goes on by nothing.
+
+        Raises:
+            DrydockError: the graph failed.
+        """
+        import numpy as np
+
+        width = self.signature.feature.max_tokens
+        told = [encoding.ids[:width] for encoding in self.tokenizer.encode_batch(texts)]
+        starts = [len(ids) for ids in told]
+        ends = [min(start + more, width) for start, more in zip(starts, most, strict=True)]
+        going = [row for row in range(len(texts)) if starts[row] < ends[row]]
+        while going:
+            x = np.zeros((len(going), max(1, *(len(told[row]) for row in going))), dtype=np.int64)
+            for place, row in enumerate(going):
+                x[place, : len(told[row])] = told[row]
+            pieces = dict(zip(going, self._ask(NEXT_PIECE.name, x)[:, 0].tolist(), strict=True))
+            going = [row for row in going if pieces[row]]
+            for row in going:
+                told[row].append(pieces[row])
+            going = [row for row in going if len(told[row]) < ends[row]]
+        return [self.tokenizer.decode(ids[start:]) for ids, start in zip(told, starts, strict=True)]
+
     def num_answers(self, rows: Any) -> int:
         """Return how many answers ``predict`` gives to rows in client form: one for each, or for each word."""
         return sum(len(row.split()) for row in rows) if self.signature.feature.kind == "tokens" else len(rows)
@@ -125,12 +150,15 @@ class Package:
 
     def _run(self, x: np.ndarray) -> np.ndarray:
         """Ask the graph: encoded input [B, N] -> [B, K], of tagged words [B, K, N]."""
-        try:
-            (answer,) = self._session.run([self.signature.graph_output.name], {"input": x})
-        except session_errors() as error:
-            raise DrydockError(f"{self._name}: the graph failed: {error}") from error
+        answer = self._ask(self.signature.graph_output.name, x)
         places = x.shape[1:] if self.signature.feature.kind == "tokens" else ()
         return self._checked(answer, (len(x), self.signature.graph_output.shape[1], *places))
+
+    def _ask(self, name: str, x: np.ndarray) -> np.ndarray:
+        try:
+            return self._session.run([name], {"input": x})[0]
+        except session_errors() as error:
+            raise DrydockError(f"{self._name}: the graph failed: {error}") from error
 
     def width(self, rows: Any) -> int:
         """Return what the dearest of validated rows costs beside others: 1, or its characters where the graph takes
@@ -268,15 +296,22 @@ def _open_vocabulary(content: bytes, path: Path) -> Any:
 
 def _open_session(content: bytes, signature: Signature, where: str, threads: int) -> Any:
     session = start_session(content, where, threads)
-    _check_tensor(where, "input", session.get_inputs(), signature.graph_input)
-    _check_tensor(where, "output", session.get_outputs(), signature.graph_output)
+    answers = [signature.graph_output, *([NEXT_PIECE] if signature.tells_next else [])]
+    _check_tensors(where, "input", session.get_inputs(), [signature.graph_input])
+    _check_tensors(where, "output", session.get_outputs(), answers)
     return session
 
 
-def _check_tensor(where: str, side: str, found: list[Any], wanted: Tensor) -> None:
-    if [item.name for item in found] != [wanted.name]:
-        raise BadRequest(f"{where}: has {side}s {[item.name for item in found]}, must be [{wanted.name!r}]")
-    shape, kind = list(found[0].shape), found[0].type
+def _check_tensors(where: str, side: str, found: list[Any], wanted: list[Tensor]) -> None:
+    names = [item.name for item in wanted]
+    if [item.name for item in found] != names:
+        raise BadRequest(f"{where}: has {side}s {[item.name for item in found]}, must be {names}")
+    for one, tensor in zip(found, wanted, strict=True):
+        _check_tensor(where, side, one, tensor)
+
+
+def _check_tensor(where: str, side: str, found: Any, wanted: Tensor) -> None:
+    shape, kind = list(found.shape), found.type
     # A size that the graph leaves open shows as a name or None; the width may be open, the batch must be.
     sizes = [size if isinstance(size, int) else -1 for size in shape]
     fits = len(sizes) == len(wanted.shape) and all(

@@ -2,10 +2,10 @@
 
 Inputs: ``input`` FP32 [B, N] (UINT8 and INT64 are accepted) for images and tables, ``text`` BYTES [B] for
 texts, ``user`` and ``item`` BYTES or INT64 [B] for ids. Outputs: ``label`` BYTES [B] and ``probabilities`` FP32 [B, K];
-or a number, by the name of its column, FP32 [B]. Of tagged words a label is as many tags as its
-text has words, with a space between two, and the probabilities are each word's, [W, K], text by text. The binary
-tensor extension is spoken: the JSON part's length is in ``Inference-Header-Content-Length``, the tensors' bytes
-follow it.
+or a number, by the name of its column, FP32 [B]; of a language model, where the request's parameter ``max_new_tokens``
+asks for it, ``continuation`` BYTES [B] too. Of tagged words a label is as many tags as its text has words, with a space
+between two, and the probabilities are each word's, [W, K], text by text. The binary tensor extension is spoken: the
+JSON part's length is in ``Inference-Header-Content-Length``, the tensors' bytes follow it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tasks.spec.errors import BadRequest
 from tasks.spec.feature import VOCABULARIES, Feature
 
 OUTPUTS = ("label", "probabilities")
+CONTINUATION, MOST_NEW = "continuation", 256
 ALL = dict.fromkeys(OUTPUTS, False)  # what is asked for where nothing is: both, in JSON
 DATA = b'"data"'
 FIRST_ID = re.compile(rb'\{"id": ?"([A-Za-z0-9_.:-]{1,128})", ?(?=")')
@@ -33,11 +34,13 @@ MAX_FRAMES, MAX_FRAME_BYTES = 64, 2048
 
 
 class InferRequest(NamedTuple):
-    """``rows``: numbers [B, N], B strings or B pairs of them; ``outputs``: which are asked for, and whether binary."""
+    """``rows``: numbers [B, N], B strings or B pairs of them; ``outputs``: which are asked for, and whether binary;
+    ``more``: by how many pieces texts are to go on."""
 
     id: str | None
     rows: Any
     outputs: dict[str, bool]
+    more: int = 0
 
 
 class Answer(NamedTuple):
@@ -46,6 +49,7 @@ class Answer(NamedTuple):
 
     labels: list[str]
     probabilities: np.ndarray
+    continuations: list[str] | None = None
 
 
 class Reader:
@@ -136,8 +140,19 @@ def _read_around(
     tensors = _inputs(request.get("inputs"), names) if len(names) > 1 else [_one_input(request.get("inputs"), *names)]
     for tensor in tensors:
         _parameters(tensor, "the input")
-    default = _flag(_parameters(request, "the request"), "binary_data_output", False)
-    return InferRequest(request.get("id"), None, _wanted(request.get("outputs"), default, outputs)), tensors
+    parameters, more = _parameters(request, "the request"), 0
+    if CONTINUATION in outputs:
+        more = _new_tokens(parameters)
+        outputs = outputs if more else outputs[:-1]
+    default = _flag(parameters, "binary_data_output", False)
+    return InferRequest(request.get("id"), None, _wanted(request.get("outputs"), default, outputs), more), tensors
+
+
+def _new_tokens(parameters: dict[str, Any]) -> int:
+    more = parameters.get("max_new_tokens", 0)
+    if type(more) is not int or not 0 <= more <= MOST_NEW:
+        raise BadRequest(f"max_new_tokens = {show(more)}, must be a whole number from 0 to {MOST_NEW}")
+    return more
 
 
 def write_infer(request: InferRequest, answer: Answer, model: str, version: str) -> tuple[bytes, int | None]:
@@ -189,7 +204,9 @@ def server_metadata(version: str) -> dict[str, Any]:
 
 def outputs_of(signature: Signature) -> tuple[str, ...]:
     """Return the names of what a model answers."""
-    return OUTPUTS if signature.number is None else (signature.number.column,)
+    if signature.number is None:
+        return OUTPUTS
+    return (signature.number.column, CONTINUATION) if signature.tells_next else (signature.number.column,)
 
 
 def model_metadata(signature: Signature, version: str, digest_sha256: str) -> dict[str, Any]:
@@ -204,6 +221,9 @@ def model_metadata(signature: Signature, version: str, digest_sha256: str) -> di
     if (number := signature.number) is not None:
         answers = [{"name": number.column, "datatype": "FP32", "shape": [-1]}]
         facts = {"min": number.min, "max": number.max}
+    if signature.tells_next:
+        answers.append({"name": CONTINUATION, "datatype": "BYTES", "shape": [-1]})
+        facts["max_new_tokens"] = MOST_NEW
     return {
         "name": signature.workload,
         "versions": [version],
@@ -301,9 +321,10 @@ def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
 
 
 def _output(name: str, binary: bool, answer: Answer) -> tuple[dict[str, Any], bytes]:
-    if name == "label":
-        output = {"name": name, "datatype": "BYTES", "shape": [len(answer.labels)]}
-        data, raw = answer.labels, write_bytes_tensor(answer.labels) if binary else b""
+    if name in ("label", CONTINUATION):
+        texts = answer.labels if name == "label" else answer.continuations or []
+        output = {"name": name, "datatype": "BYTES", "shape": [len(texts)]}
+        data, raw = texts, write_bytes_tensor(texts) if binary else b""
     else:
         shape = answer.probabilities.shape if name == "probabilities" else [len(answer.labels)]
         output = {"name": name, "datatype": "FP32", "shape": list(shape)}

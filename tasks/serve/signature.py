@@ -33,6 +33,10 @@ class Tensor(Value):
         return shape
 
 
+# What a graph that tells the next piece of texts answers beside its number: the likeliest, 0 where it is the end.
+NEXT_PIECE = Tensor(name="next_piece", dtype="int64", shape=(-1, 1))
+
+
 class Signature(Value):
     """What a package's graph reads and answers: ``classes`` are names, in the order of the outputs; or ``number`` says
     which, and its range."""

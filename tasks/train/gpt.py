@@ -76,14 +76,34 @@ class LogProbability(nn.Module):
         self.network = network
 
     def forward(self, tokens: Tensor) -> Tensor:
+        return self.told(tokens)[0]
+
+    def told(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean [B, 1], and the piece that is the likeliest behind the last, int64 [B, 1]; 0: the end."""
         tokens = nn.functional.pad(tokens, (0, 1))
         places = torch.arange(tokens.shape[1], device=tokens.device)
         # As ``tasks.spec.pieces.lengths`` counts them.
         length = ((tokens != 0) * (places + 1)).amax(dim=1, keepdim=True)
         counted = (places <= length) & (places < self.network.max_tokens)
-        said = self.network.logits(tokens).log_softmax(dim=2).gather(2, tokens[:, :, None])[:, :, 0]
+        logits = self.network.logits(tokens)
+        said = logits.log_softmax(dim=2).gather(2, tokens[:, :, None])[:, :, 0]
         weight = counted.to(said.dtype)
-        return (said * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True)
+        mean = (said * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True)
+        return mean, logits.argmax(dim=2).gather(1, length)
+
+
+class Told(nn.Module):
+    """What is exported of a language model: int64 [B, T] -> the mean within its range, and the next piece."""
+
+    any_width = True
+
+    def __init__(self, network: LogProbability, least: float, most: float) -> None:
+        super().__init__()
+        self.network, self.range = network, (least, most)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        mean, piece = self.network.told(tokens)
+        return mean.clamp(*self.range), piece
 
 
 def _draw(module: nn.Module) -> None:
