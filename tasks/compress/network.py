@@ -145,6 +145,7 @@ def export(network: Any, request: CompressRequest, path: Path) -> None:
         BadRequest: the network can't be traced, or uses an operator that ONNX lacks.
     """
     import torch
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     dtype = torch.int64 if request.feature.holds in VOCABULARIES else torch.float32
     example = torch.zeros((2, *request.feature.shape), dtype=dtype)
@@ -156,17 +157,18 @@ def export(network: Any, request: CompressRequest, path: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(
+            program = torch.onnx.export(
                 network,
                 (example,),
-                str(path),
                 input_names=["input"],
                 output_names=output_names(request),
                 dynamic_shapes=(dynamic,),
                 dynamo=True,
-                external_data=False,
                 verbose=False,
             )
+            # Where each node was made: files and lines of this machine, which would be in every package's digest.
+            ClearMetadataAndDocStringPass()(program.model)
+            program.save(path, external_data=False)
     except Exception as error:  # the exporter's own kinds are private, and the network's may be any
         raise BadRequest(f"{request.workload}: the network can't be exported to ONNX: {_cause(error)}") from error
 

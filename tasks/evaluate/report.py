@@ -93,7 +93,7 @@ def render(template: str, **facts: Any) -> str:
 
 def number(value: float) -> str:
     """A figure of four digits; a large one whole, in groups of three."""
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _overall(measured: tuple[Measurement, ...]) -> dict[str, float]:

@@ -66,7 +66,7 @@ class TextFeature(Texts):
     kind: Literal["text"]
     column: str = "text"
     max_tokens: int = Field(default=64, ge=4, le=4096)
-    vocabulary: int = Field(default=4000, ge=256, le=200_000)
+    vocabulary: int = Field(default=4000, ge=257, le=200_000)
     max_chars: int = Field(default=10_000, ge=1, description="longer texts are a bad request")
 
 
@@ -80,7 +80,7 @@ class TokensFeature(Texts):
     kind: Literal["tokens"]
     column: str = "tokens"
     max_tokens: int = Field(default=128, ge=4, le=4096, description="pieces of words; what is beyond is cut")
-    vocabulary: int = Field(default=8000, ge=256, le=200_000)
+    vocabulary: int = Field(default=8000, ge=257, le=200_000)
     max_chars: int = Field(default=10_000, ge=1, description="of all words of a row; more is a bad request")
 
 

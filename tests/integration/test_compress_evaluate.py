@@ -126,6 +126,7 @@ def test_the_same_input_gives_the_same_package_over_what_a_killed_attempt_left(m
     again = compress(made[variant].request, tmp_path, learn)
     timed = {"speed_ratio", "note"}  # measured anew
     assert again.model_dump(exclude=timed) == made[variant].compressed.model_dump(exclude=timed)
+    assert b"site-packages" not in (tmp_path / "package" / "model.onnx").read_bytes(), "it is the same on any machine"
 
 
 def made_as(trained, variant: Any, base: Path) -> Any:
