@@ -178,6 +178,7 @@ def compress(workload: Workload, done: Done, site: Site, item: Any = None) -> Va
         feature=workload.data.feature,
         label=workload.data.label,
         train=_train_section(workload, done),
+        also=workload.compress.also,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tasks.compress.bom import write_bom
+from tasks.compress.forms import write_forms
 from tasks.compress.network import Learn, Source, answers_of, export, smaller
 from tasks.compress.store import Samples, store
 from tasks.serve.package import open_package, write_package
@@ -71,7 +72,7 @@ def compress(request: CompressRequest, room: Path, learn: Learn) -> CompressResu
     result = result.model_copy(
         update={"agreement": agreement, "speed_ratio": stored.speed_ratio, "note": stored.note}
     )
-    source.keep(room)
+    write_forms(source, request.also, room)
     shutil.rmtree(room / "student", ignore_errors=True)
     write_json(room / "compression.json", result.model_dump(mode="json"))
     return result

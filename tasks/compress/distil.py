@@ -25,9 +25,7 @@ def distil(teacher: Source, variant: Distilled, data: Path, folder: Path, learn:
     _check_size(teacher, variant)
     folder.mkdir(exist_ok=True)
     learn(student_request(teacher, variant), folder, lambda prepared: soften(teacher, variant.weight, data, prepared))
-    student = Source(teacher.request, folder, variant.student)
-    student.changed = True
-    return student
+    return Source(teacher.request, folder, variant.student)
 
 
 def student_request(teacher: Source, variant: Distilled) -> TrainRequest:

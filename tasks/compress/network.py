@@ -21,6 +21,7 @@ from tasks.train.prepare import load_stats
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 BATCH_ROWS = 256
 # Trains in a folder, on the engines that train everything; what was prepared may be changed first.
@@ -32,7 +33,6 @@ class Source:
 
     def __init__(self, request: CompressRequest, folder: Path, recipe: Recipe) -> None:
         self.request, self.folder, self.recipe = request, folder, recipe
-        self.changed = False
 
     @cached_property
     def body(self) -> Any:
@@ -84,14 +84,6 @@ class Source:
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.body.parameters())
 
-    def keep(self, room: Path) -> None:
-        """Leave the weights of a network that was trained on or anew, as safetensors."""
-        if self.changed:
-            from safetensors.torch import save_file
-
-            state = {name: value.detach().contiguous() for name, value in self.body.state_dict().items()}
-            save_file(state, room / "weights.safetensors")
-
 
 def smaller(teacher: Source, data: Path, room: Path, learn: Learn) -> Source:
     """Return the network that the variant asks for: the teacher itself, or one made of it.
@@ -110,7 +102,6 @@ def smaller(teacher: Source, data: Path, room: Path, learn: Learn) -> Source:
 
     made = Source(teacher.request, teacher.folder, teacher.recipe)
     prune(made, variant, data)
-    made.changed = True
     return made
 
 
@@ -147,12 +138,7 @@ def export(network: Any, request: CompressRequest, path: Path) -> None:
     import torch
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    dtype = torch.int64 if request.feature.holds in VOCABULARIES else torch.float32
-    example = torch.zeros((2, *request.feature.shape), dtype=dtype)
-    dynamic = {0: torch.export.Dim("batch")}
-    if getattr(network, "any_width", False) or getattr(network[0], "any_width", False):
-        # Served texts are padded to the longest of their batch, no further.
-        dynamic[1] = torch.export.Dim("tokens", min=1, max=request.feature.max_tokens)
+    example, dynamic = example_of(network, request)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -170,7 +156,7 @@ def export(network: Any, request: CompressRequest, path: Path) -> None:
             ClearMetadataAndDocStringPass()(program.model)
             program.save(path, external_data=False)
     except Exception as error:  # the exporter's own kinds are private, and the network's may be any
-        raise BadRequest(f"{request.workload}: the network can't be exported to ONNX: {_cause(error)}") from error
+        raise BadRequest(f"{request.workload}: the network can't be exported to ONNX: {cause_of(error)}") from error
 
 
 def output_names(request: CompressRequest) -> list[str]:
@@ -178,7 +164,19 @@ def output_names(request: CompressRequest) -> list[str]:
     return [answer, NEXT_PIECE.name] if request.label.kind == "next" else [answer]
 
 
-def _cause(error: BaseException) -> str:
+def example_of(network: Any, request: CompressRequest) -> tuple[torch.Tensor, dict[int, Any]]:
+    """Return an input to trace a network with, [2, N], and which of its dimensions may be any."""
+    import torch
+
+    dtype = torch.int64 if request.feature.holds in VOCABULARIES else torch.float32
+    dynamic = {0: torch.export.Dim("batch")}
+    if getattr(network, "any_width", False) or getattr(network[0], "any_width", False):
+        # Served texts are padded to the longest of their batch, no further.
+        dynamic[1] = torch.export.Dim("tokens", min=1, max=request.feature.max_tokens)
+    return torch.zeros((2, *request.feature.shape), dtype=dtype), dynamic
+
+
+def cause_of(error: BaseException) -> str:
     """The innermost cause in one line: the exporter wraps it in advice of many."""
     while error.__cause__ is not None:
         error = error.__cause__

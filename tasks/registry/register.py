@@ -17,6 +17,7 @@ from tasks.spec.privacy import Receipt
 from tasks.spec.requests import RegisterRequest, RegisterResult, ValidateDataResult
 from tasks.spec.value import sha256_of
 from tasks.store.files import copy_folder, sha256_file, write_json
+from tasks.store.manifest import verify
 from tasks.store.room import open_room
 from tasks.store.sign import key_id, sign_folder
 
@@ -41,6 +42,10 @@ def register_package(
     with tempfile.TemporaryDirectory() as scratch:
         write_json(Path(scratch) / "evidence.json", evidence)
         runs.log_file(client, request.run_id, Path(scratch) / "evidence.json", f"evidence-{digest[:12]}")
+    network = Path(request.chosen.package_uri).parent / "network"
+    if network.is_dir():
+        verify(network.parent)
+        runs.log_folder(client, request.run_id, network, f"network-{digest[:12]}")
     created = versions.register(client, request.workload, request.run_id, package, card, _tags(request, evidence))
     return _result(created, created=True)
 

@@ -13,6 +13,7 @@ from tasks.spec.train import Recipe
 from tasks.spec.value import Value, register_tags
 
 Objective = Literal["quality", "latency", "size", "energy"]
+Form = Literal["safetensors", "torch-export"]
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,39}$")]
 # How the graph's numbers are stored. These need no more options, so a variant that trains names one to follow.
 Stored = Literal["fp32", "int8", "int8-static", "fp16", "bf16", "int4"]
@@ -145,6 +146,9 @@ class Compress(Value):
         default=(Fp32(kind="fp32"), DynamicInt8(kind="int8")), max_length=16
     )
     objective: Objective = Field(default="size", description="which passing candidate is taken")
+    also: tuple[Form, ...] = Field(
+        default=(), description="forms of the taken network, before it is quantised, that MLflow keeps with the run"
+    )
 
     @field_validator("variants")
     @classmethod

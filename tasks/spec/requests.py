@@ -13,7 +13,7 @@ from pydantic import Field
 
 from tasks.spec.augment import Augment
 from tasks.spec.clean import CleanRule
-from tasks.spec.compress import Objective, Variant, VariantName
+from tasks.spec.compress import Form, Objective, Variant, VariantName
 from tasks.spec.data import Split
 from tasks.spec.evaluate import Evaluate
 from tasks.spec.feature import Feature
@@ -239,11 +239,12 @@ class CompressRequest(Value):
     feature: Feature
     label: Target
     train: Train
+    also: tuple[Form, ...] = ()
 
 
 class CompressResult(Value):
-    """``package/``: a model package with its manifest, unsigned as yet; ``weights.safetensors`` of a network that
-    was trained on or anew; ``compression.json``: this result."""
+    """``package/``: a model package with its manifest, unsigned as yet; ``network/``: the further forms that were asked
+    for; ``compression.json``: this result."""
 
     room: RoomRef | None = None
     variant: VariantName

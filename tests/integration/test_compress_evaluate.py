@@ -59,10 +59,10 @@ def learn(request, folder, amend) -> None:
 DARK = Slice(name="dark", where="list_sum(pixels) > 320")
 
 
-def compress_request(trained, variant: Any) -> CompressRequest:
+def compress_request(trained, variant: Any, *also: str) -> CompressRequest:
     names = ("dataset", "feature", "label", "train")
     asked = {name: getattr(trained.request, name).model_dump(mode="json") for name in names}
-    asked |= {"workload": "digits", "variant": variant, "trained": trained.ref.model_dump()}
+    asked |= {"workload": "digits", "variant": variant, "trained": trained.ref.model_dump(), "also": also}
     return CompressRequest.parse(asked, "the test's request")
 
 
@@ -129,10 +129,10 @@ def test_the_same_input_gives_the_same_package_over_what_a_killed_attempt_left(m
     assert b"site-packages" not in (tmp_path / "package" / "model.onnx").read_bytes(), "it is the same on any machine"
 
 
-def made_as(trained, variant: Any, base: Path) -> Any:
+def made_as(trained, variant: Any, base: Path, *also: str) -> Any:
     """Compress the digits into a variant; return the result, and its package opened."""
     base.mkdir(exist_ok=True)
-    found = compress(compress_request(trained, variant), base, learn)
+    found = compress(compress_request(trained, variant, *also), base, learn)
     return found, open_package(base / "package", found.package_sha256, None)
 
 
@@ -162,17 +162,35 @@ def test_half_brain_float_and_int4_are_smaller_and_say_what_they_are(made, digit
 def test_pruned_units_are_really_gone_and_sparse_weights_are_zero(digits_trained, tmp_path):
     from safetensors.numpy import load_file
 
-    pruned, _ = made_as(digits_trained, {"kind": "pruned", "ratio": 0.25, "then": "int8"}, tmp_path / "pruned")
+    form = "safetensors"
+    pruned, _ = made_as(digits_trained, {"kind": "pruned", "ratio": 0.25, "then": "int8"}, tmp_path / "pruned", form)
     assert pruned.variant == "pruned-int8"
     assert pruned.agreement > 0.9
     whole = load_file(digits_trained.folder / "weights.safetensors")
-    shapes = {name: array.shape for name, array in load_file(tmp_path / "pruned" / "weights.safetensors").items()}
+    kept = load_file(tmp_path / "pruned" / "network" / "weights.safetensors")
+    shapes = {name: array.shape for name, array in kept.items()}
     hidden = [name for name in whole if whole[name].shape == (32, 64)]
     assert [shapes[name] for name in hidden] == [(24, 64)]
-    sparse, _ = made_as(digits_trained, {"kind": "sparse", "pattern": "2:4"}, tmp_path / "sparse")
+    sparse, _ = made_as(digits_trained, {"kind": "sparse", "pattern": "2:4"}, tmp_path / "sparse", form)
     assert (sparse.note, sparse.agreement > 0.9) == ("smaller only", True)
-    weight = load_file(tmp_path / "sparse" / "weights.safetensors")[hidden[0]]
+    weight = load_file(tmp_path / "sparse" / "network" / "weights.safetensors")[hidden[0]]
     assert ((weight.reshape(-1, 4) != 0).sum(axis=1) == 2).all()
+
+
+def test_a_network_that_others_go_on_with_in_torch_holds_no_pickle_and_no_path(digits_trained, tmp_path):
+    import zipfile
+
+    import torch
+
+    _, package = made_as(digits_trained, {"kind": "pruned", "ratio": 0.25}, tmp_path, "torch-export")
+    path = tmp_path / "network" / "network.pt2"
+    with zipfile.ZipFile(path) as archive:
+        files = {item.filename: archive.read(item) for item in archive.infolist()}
+    assert not any(b"PK" in content[:2] or content[:1] == b"\x80" for content in files.values())
+    assert not any(b"site-packages" in content or b"tasks/train" in content for content in files.values())
+    rows = np.random.default_rng(0).integers(0, 17, (3, 64)).astype(np.float32)
+    said = torch.export.load(path).module()(torch.from_numpy(rows)).detach().numpy()
+    assert np.abs(said - package.predict(rows)).max() < 1e-4
 
 
 def test_a_student_learns_its_teachers_answers(made, digits_trained, tmp_path):

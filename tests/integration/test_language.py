@@ -27,7 +27,7 @@ train:
   batch_size: 32
   optimiser: {name: adamw, learning_rate: 0.01, schedule: {kind: cosine, warmup_ratio: 0.1}}
   stopping: {max_epochs: 4, patience_epochs: 3}
-compress: {objective: size, variants: [fp32, int8, int4]}
+compress: {objective: size, variants: [fp32, int8, int4], also: [safetensors, torch-export]}
 evaluate: {slices: [{name: short, where: "label < 40"}]}
 gate:
   rules:
@@ -96,6 +96,8 @@ def test_a_language_model_is_learnt_judged_registered_and_served(site, tmp_path)
     assert all((room / "texts.png").exists() for room in rooms)
     run = site.mlflow.get_run(done["train"]["run_id"])
     assert run.data.metrics["holdout.perplexity.fp32"] == perplexity["value"]
+    kept = site.mlflow.list_artifacts(done["train"]["run_id"], f"network-{done['register']['package_sha256'][:12]}")
+    assert [Path(found.path).name for found in kept] == ["network.pt2", "weights.safetensors"]
     version = site.mlflow.get_model_version("tales", done["register"]["version"])
     assert "| number | log_probability, from -20 to 0 |" in version.description
     assert "Labels: each text is its own." in version.description
