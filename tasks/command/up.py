@@ -72,10 +72,12 @@ def release_version(site: Site, name: str, version: str, reason: str, say: Say) 
     run_id = api.trigger(dag_id, {"version": version, "reason": reason})
     say(f"{dag_id}: {site.settings.airflow_url}/dags/{dag_id}/runs/{run_id}")
     if follow(api, dag_id, run_id, say, until=frozenset({"promote"})) == "reached":
+        say(f"{name}: version {version} serves")
         return
     champion = site.ledger.champion(name)
     if champion is None or champion.version != version:
         raise Refused(f"{name}: version {version} was not released; see ./drydock history {name}")
+    say(f"{name}: version {version} serves already; nothing was left to do")
 
 
 def follow_release(api: AirflowApi, site: Site, name: str, before: set[str], say: Say) -> None:
