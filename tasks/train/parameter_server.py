@@ -95,6 +95,7 @@ class Server:
         self.changed = threading.Condition()
         # How many updates each rank has made, and which have ended.
         self.clocks, self.ended = [0] * strategy.world, [False] * strategy.world
+        self.waiting: list[int] = []
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._serve, name="parameter-server", daemon=True)
         self.thread.start()
@@ -103,6 +104,8 @@ class Server:
         """Apply an update of rank 0, and return the weights once it is not too far ahead; float32 [P]."""
         with self.changed:
             self._apply(0, message)
+        self._answer()
+        with self.changed:
             self.changed.wait_for(lambda: self.error or not self._is_ahead(0))
             return self._weights()
 
@@ -116,31 +119,30 @@ class Server:
 
     def _serve(self) -> None:
         """Take updates as they come, and answer each rank once it may go on; all that ended, when all have."""
-        waiting: list[int] = []
         message = torch.empty(self.strategy.num_learnt + 1)
         try:
             while not all(self.ended[1:]):
                 rank = dist.recv(message, group=self.strategy.group)
                 with self.changed:
                     self._apply(rank, message)
-                    waiting.append(rank)
-                waiting = self._answer(waiting)
+                    self.waiting.append(rank)
+                self._answer()
             with self.changed:
                 self.changed.wait_for(lambda: self.ended[0])
-            self._answer(waiting)
+            self._answer()
         except BaseException as error:  # noqa: BLE001 - rank 0 raises it
             with self.changed:
                 self.error = error
                 self.changed.notify_all()
 
-    def _answer(self, waiting: list[int]) -> list[int]:
-        """Send the weights to the ranks that may go on; return the others."""
+    def _answer(self) -> None:
+        """Send the weights to those waiting ranks that may go on: whoever made an update may have let them."""
         with self.changed:
-            ready = [rank for rank in waiting if not self._is_ahead(rank)]
+            ready = [rank for rank in self.waiting if not self._is_ahead(rank)]
+            self.waiting = [rank for rank in self.waiting if rank not in ready]
             weights = self._weights() if ready else None
         for rank in ready:
             dist.send(weights, rank, group=self.strategy.group)
-        return [rank for rank in waiting if rank not in ready]
 
     def _is_ahead(self, rank: int) -> bool:
         if self.ended[rank]:

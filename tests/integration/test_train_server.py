@@ -21,26 +21,26 @@ ASKED = {"recipe": {"kind": "mlp", "hidden": [32], "dropout": 0.1}, "batch_size"
 ASKED |= {"stopping": {"max_epochs": 6, "patience_epochs": 6}, "optimiser": {"name": "adam", "learning_rate": 0.005}}
 SERVER = {"parallel": "parameter-server"}
 
-# Each rank tells when it begins a step; the second one is slow.
+# Each rank tells when it begins a step; one is slow.
 SLOW = """
 import os, time
 from torch import nn
 
 class Slow(nn.Module):
-    def __init__(self, told):
+    def __init__(self, told, slow):
         super().__init__()
-        self.layer, self.told = nn.Linear(64, 10), told
+        self.layer, self.told, self.slow = nn.Linear(64, 10), told, slow
 
     def forward(self, x):
         if self.training:
             rank = os.environ["RANK"]
-            time.sleep(0.03 if rank == "1" else 0.001)
+            time.sleep(0.03 if rank == self.slow else 0.001)
             with open(self.told, "a") as stream:
                 stream.write(rank)
         return self.layer(x)
 
-def build(feature, num_classes, told):
-    return Slow(told)
+def build(feature, num_classes, told, slow):
+    return Slow(told, slow)
 """
 
 
@@ -69,17 +69,18 @@ def test_ranks_learn_what_one_process_learns_also_after_a_death(train_request, t
     assert ends["served"][-1]["wire_bytes"] == 26 * 2 * 4 * parameters
 
 
-def test_no_rank_is_further_ahead_than_asked(train_request, tmp_path):
+@pytest.mark.parametrize("slow", ["0", "1"])
+def test_no_rank_is_further_ahead_than_asked(train_request, tmp_path, slow):
     model = tmp_path / "model.py"
     model.write_text(SLOW)
     for staleness in (0, 3):
         told = tmp_path / f"told-{staleness}"
-        recipe = {"kind": "model.py", "options": {"told": str(told)}}
+        recipe = {"kind": "model.py", "options": {"told": str(told), "slow": slow}}
         asked = ASKED | SERVER | {"recipe": recipe, "stopping": {"max_epochs": 1, "patience_epochs": 1}}
         request = train_request(**asked, parameter_server={"staleness": staleness})
         request = request.model_copy(update={"model_py_sha256": sha256_file(model)})
         fit(request, tmp_path / f"run-{staleness}", model, lambda line: None)
-        begun = np.array([1 if rank == "0" else -1 for rank in told.read_text()])
+        begun = np.array([-1 if rank == slow else 1 for rank in told.read_text()])
         # The step that a rank is in counts as begun.
         assert np.cumsum(begun).max() in (staleness + 1, staleness + 2), staleness
 
