@@ -406,8 +406,9 @@ def test_further_columns_and_those_that_cleaning_makes_are_expected_where_they_a
     feature = TableFeature(kind="table", columns=("n", "extra"))
     assert run(tmp_path, columns, feature, made_columns=("extra",)).success
     kept = TableFeature(kind="table", columns=("n",))
-    further = {"columns": ("extra",), "keep": ("extra",), "anonymity": Anonymity(columns=("extra",), k=17)}
-    assert run(tmp_path, columns, kept, **further).success
+    further = {"columns": ("age",), "keep": ("age",), "anonymity": Anonymity(columns=("age",), k=17)}
+    asked = request_for(tmp_path, {"n": numbers, "age": numbers}, kept, tmp_path / "suites").model_copy(update=further)
+    assert validate_data(asked, tmp_path / "room", tmp_path / "suites").success
     asked = request_for(tmp_path, columns, feature, tmp_path / "suites", made_columns=("extra",))
     refused = validate_data(asked.model_copy(update={"columns": ("zip",)}), tmp_path / "room", tmp_path / "suites")
     assert "raw: expect_table_columns_to_match_set" in refused.failed[0]
