@@ -149,7 +149,7 @@ class Batcher:
         try:
             rows = _join([job.rows for job in jobs])
             answers = self.package.predict(rows)
-            told = self._continued(rows, [job.more for job in jobs for _ in job.rows])
+            told = self._continued(rows, jobs)
         except BadRequest:
             return self._answer_valid(jobs)
         except DrydockError:
@@ -180,13 +180,16 @@ class Batcher:
             return DrydockError("nobody waits for this answer")
         try:
             answer = self.package.predict(job.rows)
-            told = self._continued(job.rows, [job.more] * len(job.rows))
+            told = self._continued(job.rows, [job])
         except DrydockError as error:
             return error
         return Prediction(self.package.best(answer), answer, told if job.more else None)
 
-    def _continued(self, rows: Any, more: list[int]) -> list[str]:
-        return self.package.continued(rows, more) if any(more) else []
+    def _continued(self, rows: Any, jobs: list[Job]) -> list[str]:
+        """How the rows of all jobs go on, where any job asks for it."""
+        if not any(job.more for job in jobs):
+            return []
+        return self.package.continued(rows, [job.more for job in jobs for _ in job.rows])
 
     def _finish_thread(
         self, jobs: list[Job], num_rows: int, units: int, started: float, done: Future[list[Outcome]]

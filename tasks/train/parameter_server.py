@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tasks.spec.train import Train
 from tasks.train import learn
-from tasks.train.strategy import Shared
+from tasks.train.strategy import Shared, learnt
 
 # Sent in the place of a rate: the rank makes no more updates until all have met.
 MEETS = -1.0
@@ -166,10 +166,6 @@ class Server:
         if self.error:
             raise RuntimeError("the parameter server ended") from self.error
         return flat(learnt(self.strategy.network))
-
-
-def learnt(network: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def flat(tensors: list[Any]) -> Tensor:

@@ -100,8 +100,7 @@ class One:
 
     @property
     def gradient_bytes(self) -> int:
-        found = (p for p in self.network.parameters() if p.requires_grad)
-        return sum(p.numel() * p.element_size() for p in found)
+        return sum(p.numel() * p.element_size() for p in learnt(self.network))
 
 
 class Shared(One):
@@ -136,8 +135,7 @@ class Ddp(Shared):
     def wire_bytes(self, world: int, steps: int) -> int:
         from tasks.train.wire import bytes_of
 
-        learnt = [p for p in self.network.parameters() if p.requires_grad]
-        return steps * 2 * (world - 1) * bytes_of(learnt, self.gradients)
+        return steps * 2 * (world - 1) * bytes_of(learnt(self.network), self.gradients)
 
     def fingerprint(self) -> int:
         return digest_of(self.network.parameters())
@@ -237,6 +235,10 @@ class Divided(One):
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+
+def learnt(network: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def digest_of(tensors: Iterable[Tensor]) -> int:

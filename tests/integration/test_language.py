@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from serving import serving
 
 pytestmark = pytest.mark.timeout(240)
 FILE = """
@@ -115,27 +116,18 @@ def measured(room: Path) -> dict:
 
 def served(package: Path, keys: Path, base: Path) -> list[float]:
     """Ask a server of its own; return how likely a tale is, a jumbled one, one of a single piece, a long one."""
-    command = [sys.executable, "-m", "tasks.serve", "--package", str(package), "--digest", package.name]
-    command += ["--keys", str(keys), "--port", "0", "--log-folder", str(base / "log")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        url = process.stdout.readline().split()[-1]
-        with httpx.Client(base_url=url, timeout=20) as client:
-            facts = client.get("/v2/models/tales").json()
-            assert facts["outputs"][0] == {"name": "log_probability", "datatype": "FP32", "shape": [-1]}
-            said = ask(client, ASKED)
-            assert all(-20 <= value <= 0 for value in said)
-            assert said[0] > -2 > said[1]
-            alone = [ask(client, [text])[0] for text in ASKED]
-            # int8 scales what it computes by the whole batch.
-            assert alone == pytest.approx(said, abs=0.02)
-            continues(client)
-            response = client.post("/v2/models/tales/infer", json={"inputs": [tensor(["x" * 10_001])]})
-            assert (response.status_code, response.json()["error"].count("\n")) == (400, 0)
-    finally:
-        process.terminate()
-        _, errors = process.communicate(timeout=20)
-    assert not errors
+    with serving(package, keys, base / "log") as client:
+        facts = client.get("/v2/models/tales").json()
+        assert facts["outputs"][0] == {"name": "log_probability", "datatype": "FP32", "shape": [-1]}
+        said = ask(client, ASKED)
+        assert all(-20 <= value <= 0 for value in said)
+        assert said[0] > -2 > said[1]
+        alone = [ask(client, [text])[0] for text in ASKED]
+        # int8 scales what it computes by the whole batch.
+        assert alone == pytest.approx(said, abs=0.02)
+        continues(client)
+        response = client.post("/v2/models/tales/infer", json={"inputs": [tensor(["x" * 10_001])]})
+        assert (response.status_code, response.json()["error"].count("\n")) == (400, 0)
     logged = [json.loads(line) for path in (base / "log").glob("*.jsonl") for line in path.read_text().splitlines()]
     assert [float(line["label"]) for line in logged[:4]] == pytest.approx(said, abs=1e-4)
     return said

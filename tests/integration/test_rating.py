@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from serving import serving
 
 pytestmark = pytest.mark.timeout(240)
 INFER = "/v2/models/films/infer"
@@ -110,37 +111,28 @@ def against_itself(room: Path, measured: dict) -> None:
 
 def served(package: Path, keys: Path, base: Path) -> list[float]:
     """Ask a server of its own for known and unknown ids, as texts and as numbers; return the ratings."""
-    command = [sys.executable, "-m", "tasks.serve", "--package", str(package), "--digest", package.name]
-    command += ["--keys", str(keys), "--port", "0", "--log-folder", str(base / "log"), "--cache-bytes", "100000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        url = process.stdout.readline().split()[-1]
-        with httpx.Client(base_url=url, timeout=20) as client:
-            facts = client.get("/v2/models/films").json()
-            assert [item["name"] for item in facts["inputs"]] == ["user", "item"]
-            assert facts["outputs"] == [{"name": "rating", "datatype": "FP32", "shape": [-1]}]
-            texts = tensors(["u1", "u1", "nobody", "nobody"], ["3", "no film", "3", "no film"])
-            ratings = ask(client, texts)
-            assert len(set(ratings)) == 4
-            assert all(0.5 <= rating <= 5 for rating in ratings)
-            mixed = [texts[0], texts[1] | {"datatype": "INT64", "data": [3, -1, 3, -1]}]
-            assert ask(client, mixed) == ask(client, mixed[::-1]) == ratings
-            alone = [ask(client, tensors([user], [item]))[0] for user, item in pairs_of(texts)]
-            assert alone == pytest.approx(ratings, abs=1e-5)
-            for odd, message in (
-                (tensors(["u1"], ["3"])[:1], "inputs must be a list of 2 tensors: 'user' and 'item'"),
-                (tensors(["u1"], ["3", "4"]), "user and item must be of the same shape"),
-                (tensors([""], ["3"]), "user = '', must be a whole number or a text of 1 to 256 characters"),
-                ([{**tensors([1], [3])[0], "datatype": "FP32"}, tensors([1], ["3"])[1]],
-                 "user.datatype = 'FP32', must be BYTES or INT64"),
-            ):
-                response = client.post(INFER, json={"inputs": odd})
-                assert (response.status_code, response.json()["error"]) == (400, message)
-            assert 'drydock_answers_total{label="3.2 to 3.65",replayed="false"}' in client.get("/metrics").text
-    finally:
-        process.terminate()
-        _, errors = process.communicate(timeout=20)
-    assert not errors
+    with serving(package, keys, base / "log", "--cache-bytes", "100000") as client:
+        facts = client.get("/v2/models/films").json()
+        assert [item["name"] for item in facts["inputs"]] == ["user", "item"]
+        assert facts["outputs"] == [{"name": "rating", "datatype": "FP32", "shape": [-1]}]
+        texts = tensors(["u1", "u1", "nobody", "nobody"], ["3", "no film", "3", "no film"])
+        ratings = ask(client, texts)
+        assert len(set(ratings)) == 4
+        assert all(0.5 <= rating <= 5 for rating in ratings)
+        mixed = [texts[0], texts[1] | {"datatype": "INT64", "data": [3, -1, 3, -1]}]
+        assert ask(client, mixed) == ask(client, mixed[::-1]) == ratings
+        alone = [ask(client, tensors([user], [item]))[0] for user, item in pairs_of(texts)]
+        assert alone == pytest.approx(ratings, abs=1e-5)
+        for odd, message in (
+            (tensors(["u1"], ["3"])[:1], "inputs must be a list of 2 tensors: 'user' and 'item'"),
+            (tensors(["u1"], ["3", "4"]), "user and item must be of the same shape"),
+            (tensors([""], ["3"]), "user = '', must be a whole number or a text of 1 to 256 characters"),
+            ([{**tensors([1], [3])[0], "datatype": "FP32"}, tensors([1], ["3"])[1]],
+             "user.datatype = 'FP32', must be BYTES or INT64"),
+        ):
+            response = client.post(INFER, json={"inputs": odd})
+            assert (response.status_code, response.json()["error"]) == (400, message)
+        assert 'drydock_answers_total{label="3.2 to 3.65",replayed="false"}' in client.get("/metrics").text
     logged = [json.loads(line) for path in (base / "log").glob("*.jsonl") for line in path.read_text().splitlines()]
     assert [float(line["label"]) for line in logged[:4]] == pytest.approx(ratings, abs=1e-4)
     assert logged[0]["probability"] is None

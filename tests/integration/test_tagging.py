@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from serving import serving
 
 from tasks.spec.entities import entities
 
@@ -102,26 +103,17 @@ def test_names_are_learnt_judged_registered_and_served(site, tmp_path):
 
 def served(package: Path, keys: Path, texts: list[str], base: Path) -> list[str]:
     """Ask a server of its own for all texts at once, and for each alone at the same time; return the labels."""
-    command = [sys.executable, "-m", "tasks.serve", "--package", str(package), "--digest", package.name]
-    command += ["--keys", str(keys), "--port", "0", "--log-folder", str(base / "log")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        url = process.stdout.readline().split()[-1]
-        with httpx.Client(base_url=url, timeout=20) as client:
-            shapes = {item["name"]: item["shape"] for item in client.get("/v2/models/names").json()["outputs"]}
-            assert shapes == {"label": [-1], "probabilities": [-1, 5]}
-            together = ask(client, texts)
-            with ThreadPoolExecutor(3) as pool:
-                assert [label for [label] in pool.map(lambda text: ask(client, [text]), 20 * texts)] == 20 * together
-            response = client.post(INFER, json=body([" "]))
-            assert (response.status_code, response.json()["error"]) == (
-                400, "tokens input: found ' ', must be one word or more",
-            )  # fmt: skip
-            assert 'drydock_answers_total{label="B-LOC",replayed="false"}' in client.get("/metrics").text
-    finally:
-        process.terminate()
-        _, errors = process.communicate(timeout=20)
-    assert not errors
+    with serving(package, keys, base / "log") as client:
+        shapes = {item["name"]: item["shape"] for item in client.get("/v2/models/names").json()["outputs"]}
+        assert shapes == {"label": [-1], "probabilities": [-1, 5]}
+        together = ask(client, texts)
+        with ThreadPoolExecutor(3) as pool:
+            assert [label for [label] in pool.map(lambda text: ask(client, [text]), 20 * texts)] == 20 * together
+        response = client.post(INFER, json=body([" "]))
+        assert (response.status_code, response.json()["error"]) == (
+            400, "tokens input: found ' ', must be one word or more",
+        )  # fmt: skip
+        assert 'drydock_answers_total{label="B-LOC",replayed="false"}' in client.get("/metrics").text
     logged = [json.loads(line) for path in (base / "log").glob("*.jsonl") for line in path.read_text().splitlines()]
     assert [line["label"] for line in logged[:3]] == together
     return together
