@@ -38,7 +38,6 @@ for workload in declared():
             task_id="review",
             workload=name,
             response_timeout=timedelta(days=workload.review.days),
-            params={"reason": Param("reviewed", type="string", minLength=3, description="kept with your name")},
         )
         preflight, start, ready, promote, retire = (
             ReleaseOperator(task_id=action, action=action, workload=name)

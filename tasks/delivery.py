@@ -207,7 +207,8 @@ def check_approved(order: Order, site: Site) -> None:
     """Hold the switch itself against the ledger's decision, however the task before it came to its end.
 
     Raises:
-        Refused: the version was rejected, or a review is demanded and nobody approved.
+        Refused: the version was rejected, or a review is demanded and nobody approved, or the gate has changed since.
+        IntegrityLost: the evidence that was approved is not what the registry holds.
     """
     from tasks.review import question
 
@@ -216,6 +217,13 @@ def check_approved(order: Order, site: Site) -> None:
         raise Refused(f"{order.workload}: version {order.version} was rejected: {asked.rejected}")
     if asked.required and not asked.approved:
         raise Refused(f"{order.workload}: version {order.version} is not approved; ./drydock review {order.workload}")
+    if asked.approved:
+        judged_by = versions.evidence_of(site.mlflow, asked.version)["gate_sha256"]
+        if judged_by != load_workload(site.workloads, order.workload).gate.digest_sha256:
+            raise Refused(
+                f"{order.workload}: version {order.version} was judged and approved by other gate rules than the "
+                f"workload has now; ./drydock run {order.workload} judges it anew"
+            )
 
 
 def bake(order: Order, site: Site) -> dict[str, Any]:

@@ -258,6 +258,7 @@ def register(workload: Workload, done: Done, site: Site, item: Any = None) -> Va
         summary=judged["summary"],
         review_required=workload.review.required,
         code_sha256=code_sha256(("data", "train", "compress", "evaluate", "gate", "serve")),
+        gate_sha256=workload.gate.digest_sha256,
         dataset=_room(done["version"]),
         chosen=r.Candidate.parse(judged["chosen"], "the verdict"),
         judged=_room(judged),

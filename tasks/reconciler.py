@@ -23,6 +23,7 @@ from tasks.release.controller import run as drive
 from tasks.release.reconcile import run
 from tasks.release.rollout import RolloutState
 from tasks.release.series import Series
+from tasks.review import record_refusal
 from tasks.site import Site
 from tasks.spec.errors import BadRequest, DrydockError, TryAgain
 from tasks.spec.load import load_workload, workload_names
@@ -140,8 +141,10 @@ def hear_tags(workload: str, site: Site) -> None:
         if request not in ("approved", "rejected"):
             continue
         if not load_workload(site.workloads, workload).review.accept_unnamed:
-            message = f"{workload} version {version.version}: a tag in MLflow names no author, review.accept_unnamed "
-            record_event(site.home, "refusal", message + "is false; answer in Airflow or by ./drydock review")
+            why = f"{workload} version {version.version}: a tag in MLflow names no author, review.accept_unnamed "
+            why += "is false; answer in Airflow or by ./drydock review"
+            record_event(site.home, "refusal", why)
+            record_refusal(workload, version, "a tag in MLflow", why, site)
         elif not answer_waiting(workload, version.version, request == "approved", "by a tag in MLflow", site):
             continue
         versions.delete_version_tag(site.mlflow, workload, version.version, versions.REQUEST_TAG)

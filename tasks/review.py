@@ -66,22 +66,31 @@ def question(workload: str, version: str | None, site: Site) -> Question:
     )
 
 
-def record_registration(workload: str, result: RegisterResult, review_required: bool, site: Site) -> None:
-    """Write into the ledger what was registered and whether its run demanded a review; once for each demand."""
+def record_registration(
+    workload: str, result: RegisterResult, review_required: bool, site: Site, asked_by: tuple[str, ...] = ()
+) -> None:
+    """Write into the ledger what was registered, who asked for it, and whether its run demanded a review; once each."""
     demanded = {"package_sha256": result.package_sha256, "version": result.version}
     demanded |= {"evidence_sha256": result.evidence_sha256, "review_required": review_required}
-    if demanded not in _registrations(workload, site):
+    demanded |= {"asked_by": list(asked_by)}
+    if demanded not in _registrations(workload, result.package_sha256, site):
         site.ledger.record_event(workload, REGISTERED, "drydock", f"version {result.version} was registered", demanded)
 
 
 def review_demanded(workload: str, target: Served, site: Site) -> bool:
     """Whether any run that registered this package demanded a review."""
-    demands = [d for d in _registrations(workload, site) if d.get("package_sha256") == target.digest_sha256]
-    return any(d.get("review_required") for d in demands)
+    return any(demand.get("review_required") for demand in _registrations(workload, target.digest_sha256, site))
 
 
-def _registrations(workload: str, site: Site) -> list[dict[str, Any]]:
-    return [row.detail for row in site.ledger.history(workload) if row.action == REGISTERED]
+def makers(workload: str, target: Served, site: Site) -> frozenset[str]:
+    """Return who asked for the runs that registered this package, as Airflow and ``./drydock run`` know them."""
+    told = _registrations(workload, target.digest_sha256, site)
+    return frozenset(name for each in told for name in each.get("asked_by", ()))
+
+
+def _registrations(workload: str, package_sha256: str, site: Site) -> list[dict[str, Any]]:
+    rows = [row.detail for row in site.ledger.history(workload) if row.action == REGISTERED]
+    return [told for told in rows if told["package_sha256"] == package_sha256]
 
 
 def decide(
@@ -90,19 +99,21 @@ def decide(
     who: str,
     reason: str,
     site: Site,
-    trigger_of: str = "",
+    askers: tuple[str, ...] = (),
     rules: Review | None = None,
     shown: str | None = None,
 ) -> None:
     """Write the decision into the ledger, bound to the evidence that was shown. One that is refused is in it too.
 
+    ``askers`` are those who asked for the release; who asked for the training, the ledger knows.
+
     Raises:
-        Refused: under the two-person rule, where the one who triggered the run answers; one who is no approver; an
-            approval of evidence that is no longer the version's, or of a package that is not whole.
+        Refused: under the two-person rule, where the one who asked for the training or the release approves; one who
+            is no approver; an approval of evidence that is no longer the version's, or of a package that is not
+            whole where the registry keeps it.
     """
-    if why := _refusal(asked, approve, who, site, trigger_of, rules, shown):
-        detail = {"version": asked.version.version, "evidence_sha256": asked.version.evidence_sha256}
-        site.ledger.record_event(asked.workload, "decision refused", who, why, detail)
+    if why := _refusal(asked, approve, who, site, askers, rules, shown):
+        record_refusal(asked.workload, asked.version, who, why, site)
         raise Refused(why)
     served = served_version(asked.version)
     record = site.ledger.record_approval if approve else site.ledger.record_rejection
@@ -111,12 +122,27 @@ def decide(
     versions.set_version_tag(site.mlflow, asked.workload, asked.version.version, versions.DECISION_TAG, value)
 
 
+def record_refusal(workload: str, version: versions.Version, who: str, why: str, site: Site) -> None:
+    """Write into the ledger that a decision did not count."""
+    detail = {"version": version.version, "evidence_sha256": version.evidence_sha256}
+    site.ledger.record_event(workload, "decision refused", who, why, detail)
+
+
 def _refusal(
-    asked: Question, approve: bool, who: str, site: Site, trigger_of: str, rules: Review | None, shown: str | None
+    asked: Question,
+    approve: bool,
+    who: str,
+    site: Site,
+    askers: tuple[str, ...],
+    rules: Review | None,
+    shown: str | None,
 ) -> str:
     """Why a decision does not count, or empty. Only an approval needs its evidence: anyone may say no to a doubt."""
-    if rules and rules.two_person and approve and who == trigger_of:
-        return f"{asked.title} {who} triggered this run; the two-person rule wants another approver"
+    if rules and rules.two_person and approve:
+        if who in makers(asked.workload, served_version(asked.version), site):
+            return f"{asked.title} {who} asked for its training; the two-person rule wants another approver"
+        if who in askers:
+            return f"{asked.title} {who} asked for this release; the two-person rule wants another approver"
     if rules and rules.approvers and who not in rules.approvers:
         return f"{asked.workload}: {who} may not decide, must be one of {', '.join(rules.approvers)}"
     if not approve:
@@ -124,10 +150,11 @@ def _refusal(
     if shown is not None and shown != asked.version.evidence_sha256:
         return f"{asked.title} its evidence is {asked.version.evidence_sha256[:12]}, {who} was shown {shown[:12]}"
     try:
-        versions.fetch(site.mlflow, asked.version, site.packages, site.keys)
+        versions.evidence_of(site.mlflow, asked.version)
+        versions.check_stored(site.mlflow, asked.version, site.keys)
     except IntegrityLost as error:
         return f"{error}; it can't be approved"
-    return versions.evidence_differs(site.mlflow, asked.version)
+    return ""
 
 
 def _body(found: versions.Version, champion: Any, site: Site) -> str:

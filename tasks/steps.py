@@ -198,21 +198,27 @@ def register(request: r.RegisterRequest, room: Path, site: Site) -> r.RegisterRe
     from tasks.review import record_registration
 
     with exclusive(site.home / "locks" / f"register-{request.workload}.lock"):
-        gateway = site.settings.gateway_url
-        result = register_package(request, site.mlflow, site.packages, site.keys, site.root, gateway)
-        record_registration(request.workload, result, request.review_required, site)
+        result = register_package(request, site.mlflow, site.packages, site.keys, site.root, site.settings.gateway_url)
+        record_registration(request.workload, result, request.review_required, site, request.asked_by)
     return result
 
 
+def _is_registered(request: r.RegisterRequest, done: r.RegisterResult, site: Site) -> bool:
+    from tasks.registry.register import is_registered
+
+    return is_registered(request, done, site.mlflow)
+
+
 class Step(NamedTuple):
-    """One step: what it takes and gives, its function, the packages its code lies in, and when it refuses."""
+    """One step: what it takes and gives, its function, the packages its code lies in, when its result is a refusal,
+    and whether what it did outside its room still holds; else it is done once more."""
 
     request: type[Value]
     result: type[Value]
     run: Callable[..., Any]
     code: tuple[str, ...]
     refusal: Callable[[Any], str | None] = lambda result: None
-
+    holds: Callable[[Any, Any, Site], bool] = lambda request, result, site: True
 
 STEPS: dict[str, Step] = {
     "ingest": Step(r.IngestRequest, r.IngestResult, ingest, ("data",)),
@@ -243,7 +249,7 @@ STEPS: dict[str, Step] = {
         ("evaluate", "gate"),
         lambda done: None if done.verdict == "pass" else f"the gate says {done.verdict}: {done.summary}",
     ),
-    "register": Step(r.RegisterRequest, r.RegisterResult, register, ("registry",)),
+    "register": Step(r.RegisterRequest, r.RegisterResult, register, ("registry",), holds=_is_registered),
 }
 
 
@@ -262,7 +268,7 @@ def run_step(name: str, request: Value, site: Site, **more: Any) -> Value:
     step, room = _step(name), room_of(name, request, site)
     room.path.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(room.lock):
-        if not _whole(room, site):
+        if not _whole(step, room, request, site):
             result = step.run(request, room.begin(), site, **more)
             room.publish(result.model_dump(mode="json"))
     return _checked(step, room)
@@ -270,14 +276,13 @@ def run_step(name: str, request: Value, site: Site, **more: Any) -> Value:
 
 def finished(name: str, request: Value, site: Site) -> Value | None:
     """Return the result of a request whose room is published, or None. Refusals raise as in ``run_step``."""
-    room = room_of(name, request, site)
-    return _checked(_step(name), room) if room.published() and _whole(room, site) else None
+    step, room = _step(name), room_of(name, request, site)
+    return _checked(step, room) if _whole(step, room, request, site) else None
 
 
-def _whole(room: Room, site: Site) -> bool:
-    """Whether the room is published and its bytes are right; a rotten one is set aside, and made again."""
-    ref = room.published()
-    if ref is None:
+def _whole(step: Step, room: Room, request: Value, site: Site) -> bool:
+    """Whether the room is published and right (a rotten one is set aside), and what was done outside it holds."""
+    if (ref := room.published()) is None:
         return False
     try:
         open_room(ref)
@@ -285,7 +290,7 @@ def _whole(room: Room, site: Site) -> bool:
         aside = room.set_aside()
         record_event(site.home, "failure", f"{error}; it is made again, the rotten one lies in {aside}")
         return False
-    return True
+    return step.holds(request, step.result.parse(room.result(), str(room.final)), site)
 
 
 def room_of(name: str, request: Value, site: Site) -> Room:

@@ -12,7 +12,7 @@ from tasks.site import Site
 from tasks.spec.errors import BadRequest
 from tasks.spec.label import NumberLabel, Target
 from tasks.spec.load import load_workload
-from tasks.spec.rules import Evidence, Measurement, Verdict
+from tasks.spec.rules import Evidence, Measurement, Rule, Verdict
 from tasks.spec.value import Value
 from tasks.store.files import exclusive
 
@@ -60,7 +60,7 @@ def label_predictions(site: Site, workload: str, path: Path, who: str) -> Told:
         measured = measure_numbers(rows, label)
     else:
         measured = (measure_tagged if is_tagged else measure_served)(rows, label.names)
-    rules = [rule for rule in declared.gate.rules if rule.metric in ANSWERED and rule.against is None]
+    rules = [rule for rule in declared.gate.rules if _answerable(rule)]
     verdict = judge(rules, Evidence(subject=measured)) if measured and rules else None
     told = Told(
         workload=workload,
@@ -72,6 +72,12 @@ def label_predictions(site: Site, workload: str, path: Path, who: str) -> Told:
     )
     _record(site, told, who)
     return told
+
+
+def _answerable(rule: Rule) -> bool:
+    """Whether late labels can answer a rule: they tell nothing of declared slices, groups and perturbations."""
+    is_told = rule.slice == "overall" or rule.slice.startswith("class:")
+    return is_told and rule.metric in ANSWERED and rule.against is None
 
 
 def measure_served(rows: list[tuple[str, str]], classes: tuple[str, ...]) -> tuple[Measurement, ...]:

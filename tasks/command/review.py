@@ -5,7 +5,7 @@ from __future__ import annotations
 from tasks.notify import notify
 from tasks.orchestrate.api import AirflowApi
 from tasks.registry import versions
-from tasks.review import Question, decide, question
+from tasks.review import Question, decide, question, record_refusal
 from tasks.site import Site
 from tasks.spec.errors import BadRequest, Refused
 from tasks.spec.load import load_workload
@@ -27,9 +27,11 @@ def decide_version(site: Site, workload: str, version: str, approve: bool, reaso
     if not reason.strip():
         raise BadRequest("--reason is empty, must say why; it is kept in the ledger")
     rules = load_workload(site.workloads, workload).review
-    if rules.two_person and approve:
-        raise Refused(f"{workload}: review.two_person wants a login; approve in Airflow under Required Actions")
     asked = question(workload, version, site)
+    if rules.two_person and approve:
+        why = f"{workload}: review.two_person wants a login; approve in Airflow under Required Actions"
+        record_refusal(workload, asked.version, who, why, site)
+        raise Refused(why)
     decide(asked, approve, who, reason, site, rules=rules)
     notify(site, workload, "approval" if approve else "rejection", f"{asked.title} {who}: {reason}")
     api = AirflowApi(site)

@@ -7,8 +7,10 @@ from typing import Any
 
 from tasks import stack
 from tasks.command.follow import Say, follow
+from tasks.command.terminal import user
 from tasks.delivery import answer_golden
 from tasks.orchestrate.api import AirflowApi
+from tasks.orchestrate.asked import ASKED_BY
 from tasks.orchestrate.environment import USER, password
 from tasks.orchestrate.pools import SLOT, sizes
 from tasks.site import Site
@@ -58,7 +60,7 @@ def retrain(site: Site, name: str, params: dict[str, Any], say: Say) -> dict[str
     require_space(site.home)
     api, dag_id = AirflowApi(site), f"retrain_{name}"
     api.wait_for_dag(dag_id)
-    run_id = api.trigger(dag_id, params)
+    run_id = api.trigger(dag_id, params | {ASKED_BY: user()})
     say(f"{dag_id}: {site.settings.airflow_url}/dags/{dag_id}/runs/{run_id}")
     follow(api, dag_id, run_id, say)
     return api.xcom(dag_id, run_id, "register")
@@ -69,7 +71,7 @@ def release_version(site: Site, name: str, version: str, reason: str, say: Say) 
     load_workload(site.workloads, name)
     api, dag_id = AirflowApi(site), f"release_{name}"
     api.wait_for_dag(dag_id)
-    run_id = api.trigger(dag_id, {"version": version, "reason": reason})
+    run_id = api.trigger(dag_id, {"version": version, "reason": reason, ASKED_BY: user()})
     say(f"{dag_id}: {site.settings.airflow_url}/dags/{dag_id}/runs/{run_id}")
     if follow(api, dag_id, run_id, say, until=frozenset({"promote"})) == "reached":
         say(f"{name}: version {version} serves")

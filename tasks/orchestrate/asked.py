@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+# In a run's configuration: the person at whose command it was triggered.
+ASKED_BY = "asked_by"
+
 
 def version_asked(context: Any) -> str | None:
     """Return the version that the form names, or that the triggering asset's event carries."""
@@ -11,6 +14,16 @@ def version_asked(context: Any) -> str | None:
         return str(version)
     # Airflow gives a run all events that came while another one went on: the newest version is meant.
     return max((extra["version"] for extra in _asset_facts(context)), key=int, default=None)
+
+
+def askers_of(context: Any) -> tuple[str, ...]:
+    """Return the people who asked for the run: Airflow's user, and the one at whose command it was triggered.
+
+    A schedule has none.
+    """
+    run = context["dag_run"]
+    names = {getattr(run, "triggering_user_name", None), (getattr(run, "conf", None) or {}).get(ASKED_BY)}
+    return tuple(sorted(str(name) for name in names if name))
 
 
 def actor_of(context: Any) -> str:

@@ -17,7 +17,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from tasks.engines.protocol import JobState, JobStatus
 from tasks.notify import check_secrets
 from tasks.orchestrate import jobs
-from tasks.orchestrate.asked import actor_of
+from tasks.orchestrate.asked import ASKED_BY, actor_of, askers_of
 from tasks.orchestrate.pools import fits_pool
 from tasks.orchestrate.trigger import JobTrigger
 from tasks.plan import RETRAIN, request_for
@@ -25,6 +25,7 @@ from tasks.site import Site
 from tasks.spec.changes import changed
 from tasks.spec.errors import DrydockError, from_os, retryable, told
 from tasks.spec.load import load_workload
+from tasks.spec.requests import RegisterRequest
 from tasks.spec.value import Value
 from tasks.spec.workload import Workload
 from tasks.steps import finished, parse_request
@@ -68,6 +69,7 @@ class PlanOperator(BaseOperator):
         with as_airflow():
             require_space(site.home)
             params = {name: value for name, value in dict(context["params"]).items() if value is not None}
+            params.pop(ASKED_BY, None)
             effective = changed(load_workload(site.workloads, self.workload), params)
             fits_pool(effective, site.settings)
             check_secrets(effective, site)
@@ -120,7 +122,10 @@ class StepOperator(BaseOperator):
     def _request(self, context: Any, site: Site) -> Value | None:
         ti = context["ti"]
         workload = Workload.parse(ti.xcom_pull(task_ids=PLAN), "the run's plan")
-        return request_for(self.step, workload, ResultsSoFar(ti), site, self.item)
+        request = request_for(self.step, workload, ResultsSoFar(ti), site, self.item)
+        if isinstance(request, RegisterRequest):
+            request = request.model_copy(update={"asked_by": askers_of(context)})
+        return request
 
     def _follow(self, site: Site) -> JobStatus:
         """Wait for the job and pass its log on; give up waiting (not the job) after a while."""

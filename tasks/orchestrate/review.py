@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk import Param, ParamsDict
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from tasks import review
 from tasks.notify import notify
-from tasks.orchestrate.asked import actor_of, version_asked
+from tasks.orchestrate.asked import askers_of, version_asked
 from tasks.orchestrate.environment import USER
 from tasks.orchestrate.operator import as_airflow
 from tasks.site import Site
@@ -20,6 +21,13 @@ from tasks.spec.load import load_workload
 
 # Under this key the task keeps the digest of the evidence that its form shows: the answer binds to that.
 SHOWN = "evidence_sha256"
+REASON_CHARACTERS = 3
+
+
+def _form() -> ParamsDict:
+    """What the form demands beside the choice. Airflow wants a task's own parameters to be right when it starts."""
+    reason = Param("", type="string", minLength=REASON_CHARACTERS, description="kept with your name")
+    return ParamsDict({"reason": reason})
 
 
 class ReviewOperator(ApprovalOperator):
@@ -45,6 +53,7 @@ class ReviewOperator(ApprovalOperator):
                 self.assigned_users = None
             context["ti"].xcom_push(SHOWN, asked.version.evidence_sha256)
             notify(site, self.workload, "review", f"{asked.title} {site.settings.airflow_url}/required_actions")
+        self.params = _form()
         return super().execute(context)
 
     @staticmethod
@@ -64,10 +73,14 @@ class ReviewOperator(ApprovalOperator):
             raise AirflowFailException(
                 f"Refused: nobody answered within {self.response_timeout}; release the version by hand to ask again"
             )
+        self.params = _form()
         answered = super().execute_complete(context, event)
         approved = answered["chosen_options"][0] == self.APPROVE
         who = (answered.get("responded_by_user") or {}).get("name") or "unnamed"
-        reason = str(answered["params_input"].get("reason") or "reviewed")
+        reason = str(answered["params_input"].get("reason") or "").strip()
+        if len(reason) < REASON_CHARACTERS:
+            # Airflow tries again, which asks again.
+            raise AirflowException(f"Refused: {who} gave no reason; it is kept with the decision. Asked again")
         with as_airflow():
             site = Site()
             asked = review.question(self.workload, version_asked(context), site)
@@ -75,6 +88,6 @@ class ReviewOperator(ApprovalOperator):
                 # Not decided by the command before, so this answer is the decision.
                 rules = load_workload(site.workloads, self.workload).review
                 shown = context["ti"].xcom_pull(task_ids=self.task_id, key=SHOWN)
-                review.decide(asked, approved, who, reason, site, actor_of(context), rules, shown)
+                review.decide(asked, approved, who, reason, site, askers_of(context), rules, shown)
                 notify(site, self.workload, "approval" if approved else "rejection", f"{asked.title} {who}: {reason}")
         return asked.model_dump(mode="json") | {"answer": answered["chosen_options"][0], "by": who, "reason": reason}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from tasks.serve.package import open_package
+from tasks.site import Site
+from tasks.spec.errors import BadRequest
 
 
 class PackageModel:
     """Rows in (a list, an array or a one-column or numeric data frame), class names out; of tagged words a
     text of as many tags, of numbers their digits."""
 
-    def __init__(self, folder: Path) -> None:
-        self.package = open_package(folder, None, None)
+    def __init__(self, folder: Path, keys: Path) -> None:
+        self.package = open_package(folder, None, keys)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
         rows = model_input.to_numpy() if hasattr(model_input, "to_numpy") else model_input
@@ -26,5 +29,12 @@ class PackageModel:
 
 
 def _load_pyfunc(path: str) -> PackageModel:
-    """Called by MLflow with the folder named by the flavor's ``data``."""
-    return PackageModel(Path(path))
+    """Called by MLflow with the folder named by the flavor's ``data``.
+
+    Raises:
+        IntegrityLost: the package is not whole, or not signed by a key of ``DRYDOCK_KEYS`` (else the site's own).
+    """
+    keys = Path(os.environ.get("DRYDOCK_KEYS") or Site().home / "keys")
+    if not keys.is_dir():
+        raise BadRequest(f"{keys}: is not there; DRYDOCK_KEYS must name the folder with the public keys of the signer")
+    return PackageModel(Path(path), keys)

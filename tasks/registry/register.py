@@ -1,4 +1,5 @@
-"""Register the chosen package: sign it, write its card, bind the evidence, create the version. Once a package."""
+"""Register the chosen package: sign it, write its card, bind the evidence, create the version. Once a package; judged
+anew, its version gets the new evidence, on which nobody has decided yet."""
 
 from __future__ import annotations
 
@@ -31,17 +32,22 @@ def register_package(
         IntegrityLost: the package or a room of its evidence changed since it was judged.
     """
     digest = request.chosen.package_sha256
-    if existing := versions.find(client, request.workload, digest):
-        _keep_package(request, packages, keys)
-        return _result(existing, created=False)
+    existing = versions.find(client, request.workload, digest)
     evidence = evidence_pack(request, keys)
     package = _keep_package(request, packages, keys)
+    if existing and existing.evidence_sha256 == sha256_of(evidence):
+        return _result(existing, created=False)
     opened = open_package(package, digest, keys)
-    keep_holdout(client, request.run_id, request.dataset, opened.signature.feature, digest, packages)
+    run_id = existing.run_id if existing else request.run_id
     card = render_card(root / "mlflow" / "card.md.j2", _facts(request, opened, evidence, keys, gateway))
     with tempfile.TemporaryDirectory() as scratch:
         write_json(Path(scratch) / "evidence.json", evidence)
-        runs.log_file(client, request.run_id, Path(scratch) / "evidence.json", f"evidence-{digest[:12]}")
+        (Path(scratch) / "card.md").write_text(card)
+        for name in ("evidence.json", "card.md"):
+            runs.log_file(client, run_id, Path(scratch) / name, f"evidence-{digest[:12]}")
+    if existing:
+        return _result(versions.renew(client, existing, card, _tags(request, evidence)), created=False)
+    keep_holdout(client, request.run_id, request.dataset, opened.signature.feature, digest, packages)
     network = Path(request.chosen.package_uri).parent / "network"
     if network.is_dir():
         verify(network.parent)
@@ -50,12 +56,19 @@ def register_package(
     return _result(created, created=True)
 
 
+def is_registered(request: RegisterRequest, done: RegisterResult, client: Any) -> bool:
+    """Whether the registry holds the version with this evidence: another run may have judged its package anew."""
+    found = versions.find(client, request.workload, done.package_sha256)
+    return found is not None and found.evidence_sha256 == done.evidence_sha256
+
+
 def evidence_pack(request: RegisterRequest, keys: Path) -> dict[str, str]:
     """Return what an approval binds to: digests of model, data, gate and validations."""
     return {
         "package_sha256": request.chosen.package_sha256,
         "dataset_sha256": request.dataset.digest_sha256,
         "code_sha256": request.code_sha256,
+        "gate_sha256": request.gate_sha256,
         "verdict_sha256": sha256_file(open_room(request.judged) / "verdict.json"),
         "validate_data_sha256": request.validate_data.digest_sha256,
         "validate_labels_sha256": request.validate_labels.digest_sha256,
@@ -112,6 +125,7 @@ def _facts(
         "warnings": data["warned"],
         "privacy": Receipt.parse(receipt, "the receipt").summary,
         "run": f"#/runs/{request.run_id}/artifacts",
+        "whole": f"evidence-{request.chosen.package_sha256[:12]}/card.md",
         "labels": "each text is its own" if opened.signature.tells_next else _labels(labels),
         "inputs": _inputs(opened),
         "gateway": gateway,

@@ -21,7 +21,7 @@ from tasks.store.files import copy_folder
 from tasks.store.manifest import verify
 from tasks.store.sign import verify_folder_signature
 
-CARD_CHARACTERS, CUT = 5000, "\n… (cut: this is as long as MLflow keeps)"
+CARD_CHARACTERS, CUT = 5000, "\n… (cut: this is as long as MLflow keeps; whole in the run's artifacts)"
 PACKAGE_TAG = "drydock.package_sha256"
 EVIDENCE_TAG = "drydock.evidence_sha256"
 # Set by us when a person decided; REQUEST_TAG is what a person may set in MLflow's own page to ask for it.
@@ -91,6 +91,19 @@ def register(
     return _version(created)
 
 
+def renew(client: Any, version: Version, card: str, tags: dict[str, str]) -> Version:
+    """Give a version the evidence by which its package was judged anew, and its card; that of evidence comes last.
+
+    An approval of the evidence before counts no more: it binds to another digest.
+    """
+    with translated(f"version {version.version} of {version.workload}"):
+        client.update_model_version(version.workload, version.version, description=fitting(card))
+        for key in sorted(tags, key=lambda key: key == EVIDENCE_TAG):
+            client.set_model_version_tag(version.workload, version.version, key, tags[key])
+        client.delete_model_version_tag(version.workload, version.version, DECISION_TAG)
+        return _version(client.get_model_version(version.workload, version.version))
+
+
 def fitting(card: str) -> str:
     """Return a card as long as MLflow's column for it: SQLite takes any length, PostgreSQL refuses it. Pure."""
     if len(card) <= CARD_CHARACTERS:
@@ -108,30 +121,47 @@ def fetch(client: Any, version: Version, packages: Path, keys: Path) -> Path:
     if not final.is_dir():
         packages.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=packages, prefix=".fetch-") as scratch:
-            with translated(f"the package of {version.workload} version {version.version}"):
-                under = f"{_artifacts(version.package_sha256)}/package"
-                downloaded = Path(client.download_artifacts(version.run_id, under, scratch))
-            _verified(downloaded, version, keys)
+            downloaded = _downloaded(client, version, scratch, keys)
             if not final.is_dir():
                 os.rename(downloaded, final)
     _verified(final, version, keys)
     return final
 
 
-def evidence_differs(client: Any, version: Version) -> str:
-    """Return how a version's evidence pack differs from what its tags state, or empty.
+def check_stored(client: Any, version: Version, keys: Path) -> None:
+    """Hold what MLflow keeps of a version against its digest and signature, whatever lies at hand.
 
-    The pack lies with the run's artifacts; its digest is what approvals bind to.
+    Raises:
+        IntegrityLost: it is not the package that was registered: an upload that was cut, say.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        _downloaded(client, version, scratch, keys)
+
+
+def _downloaded(client: Any, version: Version, scratch: str, keys: Path) -> Path:
+    with translated(f"the package of {version.workload} version {version.version}"):
+        under = f"{_artifacts(version.package_sha256)}/package"
+        folder = Path(client.download_artifacts(version.run_id, under, scratch))
+    _verified(folder, version, keys)
+    return folder
+
+
+def evidence_of(client: Any, version: Version) -> dict[str, str]:
+    """Return a version's evidence pack: it lies with the run's artifacts, and its digest is what approvals bind to.
+
+    Raises:
+        IntegrityLost: it is not the pack that the version's tags state.
     """
     under = f"evidence-{version.package_sha256[:12]}/evidence.json"
     with tempfile.TemporaryDirectory() as scratch, translated(f"the evidence of {version.workload}"):
-        pack = json.loads(Path(client.download_artifacts(version.run_id, under, scratch)).read_bytes())
-    name = f"{version.workload} version {version.version}"
-    if sha256_of(pack) != version.evidence_sha256:
-        return f"{name}: its evidence pack has digest {sha256_of(pack)[:12]}, must be {version.evidence_sha256[:12]}"
+        pack: dict[str, str] = json.loads(Path(client.download_artifacts(version.run_id, under, scratch)).read_bytes())
+    name, digest = f"{version.workload} version {version.version}", sha256_of(pack)
+    if digest != version.evidence_sha256:
+        wanted = version.evidence_sha256[:12]
+        raise IntegrityLost(f"{name}: its evidence pack has digest {digest[:12]}, must be {wanted}")
     if pack.get("package_sha256") != version.package_sha256:
-        return f"{name}: its evidence is of package {str(pack.get('package_sha256'))[:12]}"
-    return ""
+        raise IntegrityLost(f"{name}: its evidence is of package {str(pack.get('package_sha256'))[:12]}")
+    return pack
 
 
 def _artifacts(package_sha256: str) -> str:

@@ -326,7 +326,7 @@ class JudgeResult(Value):
 
 
 class RegisterRequest(Value):
-    """Sign the chosen package and register it. Once for each package, whoever asks how often."""
+    """Sign the chosen package and register it: one version for each package; judged anew, with the new evidence."""
 
     workload: str
     description: str
@@ -334,7 +334,9 @@ class RegisterRequest(Value):
     revision: str
     summary: str
     review_required: bool
+    asked_by: tuple[str, ...] = Field(default=(), description="the people who asked for the run, as they are known")
     code_sha256: str = Field(description="digest of the sources that made and judged it")
+    gate_sha256: str = Field(description="digest of the rules by which it was judged")
     dataset: RoomRef
     chosen: Candidate
     judged: RoomRef

@@ -10,7 +10,7 @@ from tasks.spec.value import Value
 class Review(Value):
     required: bool = True
     approvers: tuple[str, ...] = Field(default=(), description="Airflow users who may decide; empty: any")
-    two_person: bool = Field(default=False, description="the one who triggered the run may not approve it")
+    two_person: bool = Field(default=False, description="who asked for the training or the release may not approve it")
     days: int = Field(default=14, ge=1, le=365, description="how long a release waits for the answer, then it fails")
     accept_unnamed: bool = Field(
         default=False, description="an approval by a tag in MLflow counts, which carries no author"

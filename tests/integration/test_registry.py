@@ -19,7 +19,7 @@ from tasks.plan import request_for
 from tasks.registry import runs, versions
 from tasks.registry.client import connect
 from tasks.registry.efficiency import Factors
-from tasks.registry.register import register_package
+from tasks.registry.register import is_registered, register_package
 from tasks.spec.errors import BadRequest, IntegrityLost, TryAgain
 from tasks.spec.requests import RegisterRequest
 
@@ -67,7 +67,7 @@ def test_the_run_left_one_version_with_card_tags_and_a_signed_package(digits_run
         assert words in card
     assert versions.fetch(site.mlflow, found, site.packages, site.keys).is_dir()
     links = re.findall(r"/artifacts/([^)]+)\)", card)
-    assert len(links) == 6
+    assert len(links) == 7
     for path in links:
         folder, _, name = path.rpartition("/")
         assert name in {
@@ -101,6 +101,24 @@ def test_registering_twice_is_one_version(digits_run, request_of, tmp_path):
     assert first.version == second.version == "1"
     assert first.evidence_sha256 == second.evidence_sha256
     assert len(versions.list_versions(site.mlflow, "twice")) == 1
+
+
+def test_a_package_that_is_judged_anew_keeps_its_version_and_gets_the_new_evidence(digits_run, request_of, tmp_path):
+    site = digits_run.site
+    first = register(request_of("anew"), site, tmp_path)
+    versions.set_version_tag(site.mlflow, "anew", "1", versions.DECISION_TAG, "approved by rita")
+    harder = request_of("anew").model_copy(update={"gate_sha256": "b" * 64, "description": "Passes the harder gate"})
+    second = register(harder, site, tmp_path)
+    assert (second.version, second.created) == ("1", False)
+    assert second.evidence_sha256 != first.evidence_sha256
+    found = versions.get(site.mlflow, "anew", "1")
+    assert found.evidence_sha256 == second.evidence_sha256
+    assert versions.evidence_of(site.mlflow, found)["gate_sha256"] == "b" * 64
+    assert versions.DECISION_TAG not in found.tags
+    assert "Passes the harder gate" in site.mlflow.get_model_version("anew", "1").description
+    # A step's result from before is no longer what the registry holds, so that step registers once more.
+    assert is_registered(harder, second, site.mlflow)
+    assert not is_registered(request_of("anew"), first, site.mlflow)
 
 
 @pytest.mark.parametrize("where", ["_write_mlmodel", "_ensure_model"])
@@ -185,6 +203,7 @@ def test_mlflows_own_loader_asks_the_package(digits_run, monkeypatch):
 
     mlflow.set_tracking_uri(digits_run.site.settings.mlflow_url)
     mlflow.set_registry_uri(digits_run.site.settings.mlflow_url)
+    monkeypatch.setenv("DRYDOCK_KEYS", str(digits_run.site.keys))
     model = mlflow.pyfunc.load_model("models:/digits/1")
     rows = load_digits()
     answers = model.predict(rows.data[:100])

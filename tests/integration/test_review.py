@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, ParamValidationError
 
+from tasks.command.review import decide_version
 from tasks.delivery import Order, check_approved
+from tasks.orchestrate.asked import askers_of
+from tasks.orchestrate.review import ReviewOperator
 from tasks.registry import versions
 from tasks.review import decide, question, record_registration
 from tasks.spec.errors import BadRequest, Refused
+from tasks.spec.load import load_workload
 from tasks.spec.requests import RegisterResult
 from tasks.spec.review import Review
+from tasks.spec.rules import Gate, Rule
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -86,10 +94,100 @@ def test_a_version_that_was_registered_by_hand_is_refused(demanded: Any, registe
 def test_who_may_not_decide(demanded: Any, registered: RegisterResult, rules: Review, who: str, told: str) -> None:
     asked = question("digits", registered.version, demanded)
     with pytest.raises(Refused, match=told):
-        decide(asked, True, who, "I made it myself", demanded, trigger_of="tom", rules=rules)
+        decide(asked, True, who, "I made it myself", demanded, askers=("tom",), rules=rules)
     row = demanded.ledger.history("digits")[-1]
     assert (row.action, row.actor) == ("decision refused", who)
     assert told in row.reason
+
+
+def test_who_had_it_trained_may_not_approve_it_whoever_releases_it(demanded: Any, registered: RegisterResult) -> None:
+    record_registration("digits", registered, True, demanded, ("vic",))
+    asked, rules = question("digits", registered.version, demanded), Review(two_person=True)
+    with pytest.raises(Refused, match="vic asked for its training"):
+        decide(asked, True, "vic", "released by rita", demanded, askers=("rita",), rules=rules)
+    assert demanded.ledger.history("digits")[-1].actor == "vic"
+    decide(asked, False, "vic", "anyone may doubt it", demanded, askers=("rita",), rules=rules)
+    decide(asked, True, "wim", "looks right", demanded, askers=("rita",), rules=rules)
+
+
+def test_under_two_person_an_approval_by_the_command_is_refused_and_kept(
+    demanded: Any, registered: RegisterResult, monkeypatch: Any
+) -> None:
+    described = load_workload(demanded.workloads, "digits")
+    described = described.model_copy(update={"review": Review(two_person=True)})
+    monkeypatch.setattr("tasks.command.review.load_workload", lambda *_: described)
+    with pytest.raises(Refused, match="wants a login"):
+        decide_version(demanded, "digits", registered.version, True, "looks right", "root")
+    row = demanded.ledger.history("digits")[-1]
+    assert (row.action, row.actor) == ("decision refused", "root")
+
+
+@pytest.fixture
+def airflow(demanded: Any, registered: RegisterResult, monkeypatch: Any) -> Any:
+    """The review task as Airflow resumes it: a function of the event, for a release that tom asked for by hand."""
+    monkeypatch.setattr("tasks.orchestrate.review.Site", lambda: demanded)
+    told: list[tuple[str, ...]] = []
+    monkeypatch.setattr("tasks.orchestrate.review.notify", lambda site, *said: told.append(said))
+    task = ReviewOperator(task_id="review", workload="digits", response_timeout=timedelta(days=14))
+    shown = SimpleNamespace(xcom_pull=lambda task_ids, key: registered.evidence_sha256)
+    run = SimpleNamespace(triggering_user_name="admin", conf={"asked_by": "tom"})
+    context = {"params": {"version": registered.version}, "ti": shown, "dag_run": run, "task": task}
+    return SimpleNamespace(resume=lambda event: task.execute_complete(context, event), told=told)
+
+
+def answer(who: str, reason: str | None) -> dict[str, Any]:
+    params = {} if reason is None else {"reason": reason}
+    at = datetime.now(UTC)
+    return {
+        "chosen_options": ["Approve"],
+        "params_input": params,
+        "responded_at": at,
+        "responded_by_user": {"id": who, "name": who},
+    }
+
+
+@pytest.mark.parametrize("reason", [None, "", "  ", "ok"])
+def test_an_answer_without_a_reason_is_asked_for_again(demanded: Any, airflow: Any, reason: str | None) -> None:
+    rows = len(demanded.ledger.history("digits"))
+    with pytest.raises((AirflowException, ParamValidationError)) as caught:
+        airflow.resume(answer("rita", reason))
+    assert not isinstance(caught.value, AirflowFailException), "a failure would not be tried again"
+    assert len(demanded.ledger.history("digits")) == rows
+
+
+def test_an_answer_in_airflow_is_the_decision_of_who_gave_it(
+    demanded: Any, registered: RegisterResult, airflow: Any
+) -> None:
+    decide(question("digits", registered.version, demanded), False, "vic", "I doubt it", demanded)
+    done = airflow.resume(answer("rita", "looks right"))
+    assert (done["by"], done["reason"]) == ("rita", "looks right")
+    decision = demanded.ledger.decision("digits", registered.evidence_sha256)
+    assert (decision.kind, decision.actor, decision.reason) == ("approval", "rita", "looks right")
+    assert airflow.told[-1][:2] == ("digits", "approval")
+
+
+def test_nobody_answers(airflow: Any) -> None:
+    with pytest.raises(AirflowFailException, match="nobody answered within 14 days"):
+        airflow.resume({"error": "no response", "error_type": "timeout"})
+
+
+def test_those_who_asked_are_airflows_user_and_whose_command_it_was() -> None:
+    asked = [("admin", {"asked_by": "tom"}), ("rita", None), (None, {})]
+    runs = [SimpleNamespace(triggering_user_name=name, conf=conf) for name, conf in asked]
+    assert [askers_of({"dag_run": run}) for run in runs] == [("admin", "tom"), ("rita",), ()]
+
+
+def test_an_approval_is_void_when_the_gate_changes(
+    demanded: Any, registered: RegisterResult, monkeypatch: Any
+) -> None:
+    decide(question("digits", registered.version, demanded), True, "rita", "looks right", demanded)
+    described = load_workload(demanded.workloads, "digits")
+    harder = Gate(rules=(*described.gate.rules, Rule(metric="macro_f1", min=0.99)))
+    monkeypatch.setattr("tasks.delivery.load_workload", lambda *_: described.model_copy(update={"gate": harder}))
+    with pytest.raises(Refused, match=r"judged and approved by other gate rules.*drydock run digits judges it anew"):
+        check_approved(order(registered.version), demanded)
+    monkeypatch.undo()
+    check_approved(order(registered.version), demanded)
 
 
 def test_an_answer_counts_for_the_evidence_that_was_shown_alone(demanded: Any, registered: RegisterResult) -> None:
@@ -115,10 +213,10 @@ def test_an_approval_of_evidence_that_was_edited_is_refused_and_kept(demanded: A
 
 
 def test_a_version_whose_upload_was_cut_cannot_be_approved(
-    demanded: Any, registered: RegisterResult, tmp_path_factory: Any, tmp_path: Any, monkeypatch: Any
+    demanded: Any, registered: RegisterResult, tmp_path_factory: Any
 ) -> None:
+    """Though the whole one lies at hand, where registration left it."""
     asked = question("digits", registered.version, demanded)
-    monkeypatch.setattr(demanded, "packages", tmp_path / "none at hand")
     stored = "mlflow-home[0-9]*/mlflow/artifacts/*"
     pattern = f"{stored}/{asked.version.run_id}/artifacts/model-*/package/model.onnx"
     (model,) = tmp_path_factory.getbasetemp().glob(pattern)

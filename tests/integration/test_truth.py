@@ -10,6 +10,8 @@ import pytest
 from tasks.release.model import Version
 from tasks.site import Site
 from tasks.spec.errors import BadRequest
+from tasks.spec.load import load_workload
+from tasks.spec.rules import Gate, Rule
 from tasks.spec.settings import resolve
 from tasks.truth import label_predictions, measure_served
 
@@ -52,6 +54,15 @@ def test_labels_are_joined_and_the_live_version_is_measured(site, tmp_path):
     row = site.ledger.history("digits")[-1]
     assert (row.action, row.actor) == ("late labels", "rita")
     assert "version 2 has accuracy 0.9" in row.reason
+
+
+def test_rules_that_late_labels_cannot_answer_do_not_count(site, tmp_path, monkeypatch):
+    described = load_workload(site.workloads, "digits")
+    slices = ("overall", "class:*", "slice:dark", "perturbed:noise", "region=north")
+    gate = Gate(rules=tuple(Rule(metric="accuracy" if "*" not in s else "recall", slice=s, min=0.1) for s in slices))
+    monkeypatch.setattr("tasks.truth.load_workload", lambda *_: described.model_copy(update={"gate": gate}))
+    told = label_predictions(site, "digits", labels(tmp_path / "l.csv", wrong=4), "rita")
+    assert told.verdict.verdict == "pass"
 
 
 def test_the_same_again_changes_nothing_and_a_correction_replaces(site, tmp_path):
