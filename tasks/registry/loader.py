@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.serve.package import open_package
-from tasks.site import Site
 from tasks.spec.errors import BadRequest
+from tasks.spec.settings import resolve
 
 
 class PackageModel:
@@ -34,7 +34,7 @@ def _load_pyfunc(path: str) -> PackageModel:
     Raises:
         IntegrityLost: the package is not whole, or not signed by a key of ``DRYDOCK_KEYS`` (else the site's own).
     """
-    keys = Path(os.environ.get("DRYDOCK_KEYS") or Site().home / "keys")
+    keys = Path(os.environ.get("DRYDOCK_KEYS") or resolve().home_path / "keys")
     if not keys.is_dir():
         raise BadRequest(f"{keys}: is not there; DRYDOCK_KEYS must name the folder with the public keys of the signer")
     return PackageModel(Path(path), keys)

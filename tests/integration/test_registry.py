@@ -197,9 +197,11 @@ def test_evidence_that_changed_is_not_registered(digits_run, request_of, tmp_pat
     assert versions.list_versions(digits_run.site.mlflow, "evidence") == []
 
 
-def test_mlflows_own_loader_asks_the_package(digits_run, monkeypatch):
+def test_mlflows_own_loader_asks_the_package_if_its_signer_is_known(digits_run, monkeypatch, tmp_path):
     import mlflow
     from sklearn.datasets import load_digits
+
+    from tasks.store.sign import make_key
 
     mlflow.set_tracking_uri(digits_run.site.settings.mlflow_url)
     mlflow.set_registry_uri(digits_run.site.settings.mlflow_url)
@@ -208,6 +210,14 @@ def test_mlflows_own_loader_asks_the_package(digits_run, monkeypatch):
     rows = load_digits()
     answers = model.predict(rows.data[:100])
     assert sum(found == str(true) for found, true in zip(answers, rows.target, strict=False)) > 90
+    make_key(tmp_path / "keys")
+    monkeypatch.setenv("DRYDOCK_KEYS", str(tmp_path / "keys"))
+    with pytest.raises(IntegrityLost, match="signature does not verify"):
+        mlflow.pyfunc.load_model("models:/digits/1")
+    monkeypatch.delenv("DRYDOCK_KEYS")
+    monkeypatch.setenv("DRYDOCK_HOME", str(tmp_path / "no home"))
+    with pytest.raises(BadRequest, match="DRYDOCK_KEYS must name the folder"):
+        mlflow.pyfunc.load_model("models:/digits/1")
 
 
 def test_aliases(digits_run, request_of, tmp_path):
