@@ -45,6 +45,9 @@ class TextCnn(Value):
     channels: int = Field(default=128, ge=1)
     kernel: int = Field(default=5, ge=1)
     dropout: Dropout = 0.3
+    token_dropout: Dropout = Field(
+        default=0.0, description="the share of a text's pieces that a step does not see, so that no one decides alone"
+    )
 
 
 class _Layers(Value):

@@ -106,8 +106,10 @@ class Train(Value):
     batch_size: int = Field(default=64, ge=1, description="global: divided among ranks that have rows of their own")
     accumulate: int = Field(default=1, ge=1, description="into how many parts each rank divides its share of a batch")
     optimiser: Optimiser = Optimiser()
-    class_weights: Literal["none", "balanced"] = Field(
-        default="none", description="balanced: a row counts the more the rarer its class is"
+    class_weights: Literal["none", "balanced", "adjusted"] = Field(
+        default="none",
+        description="balanced: a row counts the more the rarer its class is; adjusted: what is rare is learnt with the "
+        "more margin, which holds where a network knows its training rows by heart",
     )
     similar_lengths: bool = Field(
         default=False, description="a batch's texts are of similar length, so less is padding; its rows less random"

@@ -192,7 +192,7 @@ class Workload(Value):
             found = f"train.stopping.metric = {train.stopping.metric!r}"
             raise ValueError(f"{found}, must be loss: where it is least, so is perplexity")
         if train.class_weights != "none":
-            raise ValueError("train.class_weights = 'balanced': is for classes; must be left out")
+            raise ValueError(f"train.class_weights = {train.class_weights!r}: is for classes; must be left out")
         if self.evaluate.groups:
             raise ValueError("evaluate.groups: must be empty where the next piece is told; declare evaluate.slices")
         for variant in self.compress.variants:

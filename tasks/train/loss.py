@@ -29,8 +29,13 @@ def loss_of(train: Train, feature: Feature, label: Target, folder: Path) -> Loss
     y = np.load(folder / "arrays" / "train.y.npy", mmap_mode="r", allow_pickle=False)
     weights = class_weights(y, label.num_outputs) if train.class_weights == "balanced" else None
     if feature.kind == "tokens" or label.kind == "next":
-        return tagging(train.label_smoothing, weights, float((y >= 0).sum()) / len(y))
-    return cross_entropy(train.label_smoothing, weights)
+        loss = tagging(train.label_smoothing, weights, float((y >= 0).sum()) / len(y))
+    else:
+        loss = cross_entropy(train.label_smoothing, weights)
+    # A student's targets are its teacher's answers, which were adjusted where its own would be.
+    if train.class_weights == "adjusted" and y.dtype.kind != "f":
+        return adjusted(loss, log_shares(y, label.num_outputs))
+    return loss
 
 
 def squared_error(answers: Tensor, target: Tensor) -> Tensor:
@@ -63,6 +68,24 @@ def tagging(smoothing: float, weights: Tensor | None, tags_a_row: float) -> Loss
         return total / (len(target) * tags_a_row)
 
     return loss
+
+
+def adjusted(loss: Loss, log_shares: Tensor) -> Loss:
+    """Return a loss of logits [B, K] or [B, K, T] to which the classes' ``log_shares`` [K] are added, so that the
+    logits alone need not know them: their greatest is right in the mean over the classes (Menon et al. 2021, "Long-tail
+    learning via logit adjustment"). Unlike weights it holds for rows that are learnt by heart too."""
+
+    def of_adjusted(logits: Tensor, target: Tensor) -> Tensor:
+        return loss(logits + log_shares.to(logits.device).view(-1, *[1] * (logits.dim() - 2)), target)
+
+    return of_adjusted
+
+
+def log_shares(y: np.ndarray, num_classes: int) -> Tensor:
+    """Return the logarithm of each class's share of the class indices [B] or [B, T], which are below 0 where there is
+    none. A class without any counts as one of a single row."""
+    counts = np.maximum(np.bincount(y[y >= 0], minlength=num_classes), 1)
+    return torch.from_numpy(np.log(counts / counts.sum()).astype("float32"))
 
 
 def class_weights(y: np.ndarray, num_classes: int) -> Tensor:

@@ -24,16 +24,19 @@ def mlp(recipe: Mlp, width: int, num_classes: int) -> nn.Module:
 
 
 class TextCnnNet(nn.Module):
-    """Embedding -> Conv1D -> ReLU -> global max pool -> dropout -> dense (Kim 2014, arXiv:1408.5882)."""
+    """Embedding -> Conv1D -> ReLU -> global max pool -> dropout -> dense (Kim 2014, arXiv:1408.5882). With
+    token dropout some pieces are padding in training (Iyyer et al. 2015)."""
 
     def __init__(self, recipe: TextCnn, vocabulary: int, num_classes: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, recipe.embedding, padding_idx=0)
         self.conv = nn.Conv1d(recipe.embedding, recipe.channels, recipe.kernel, padding=recipe.kernel // 2)
-        self.dropout = nn.Dropout(recipe.dropout)
+        self.dropout, self.token_dropout = nn.Dropout(recipe.dropout), recipe.token_dropout
         self.head = nn.Linear(recipe.channels, num_classes)
 
     def forward(self, tokens: Tensor) -> Tensor:  # int64 [B, T] -> [B, K]
+        if self.training and self.token_dropout:
+            tokens = tokens.masked_fill(torch.rand(tokens.shape, device=tokens.device) < self.token_dropout, 0)
         x = self.embedding(tokens).transpose(1, 2)  # [B, D, T]
         x = torch.relu(self.conv(x)).amax(dim=2)  # [B, F]
         return self.head(self.dropout(x))
