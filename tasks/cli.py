@@ -288,7 +288,9 @@ def edge(workload: str, version: str, folder: Path, as_json: bool) -> None:
     site = Site()
     found = versions.get(site.mlflow, workload, version)
     digest = write_bundle(versions.fetch(site.mlflow, found, site.packages, site.keys), folder)
-    give({"folder": str(folder), "sums_sha256": digest}, as_json, f"{folder}: SHA256SUMS has digest {digest}")
+    facts = {"folder": str(folder), "variant": found.tags.get("drydock.variant", "?"), "sums_sha256": digest}
+    told = f"{folder}: version {version}, stored as {facts['variant']}; SHA256SUMS has digest {digest}"
+    give(facts, as_json, told)
 
 
 cli.add_command(data)
