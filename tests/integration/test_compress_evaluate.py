@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -219,6 +220,30 @@ def test_what_cannot_be_compressed_is_one_line(digits_trained, tmp_path, monkeyp
     with pytest.raises(BadRequest, match=r"digits: the network can't be exported to ONNX: \w+: ") as caught:
         export(torch.nn.Sequential(Unknown()), compress_request(digits_trained, "fp32"), tmp_path / "model.onnx")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("variant", "limit"), [("fp32", "0.0001"), ("int8", "0.5")])
+def test_a_graph_that_answers_otherwise_than_its_network_is_refused(
+    digits_trained, tmp_path, monkeypatch, variant, limit
+):
+    """As a fault of the exporter would make it: the network's classes, in another order."""
+    import torch
+
+    from tasks.compress.network import export
+
+    def turned(network, request, path) -> None:
+        export(torch.nn.Sequential(network, Turned()), request, path)
+
+    class Turned(torch.nn.Module):
+        def forward(self, x):
+            return x.flip(1)
+
+    monkeypatch.setattr("tasks.compress.compress.export", turned)
+    with pytest.raises(DrydockError) as caught:
+        made_as(digits_trained, variant, tmp_path)
+    line = rf"{variant}: differs from the torch network by [\d.]+ of the answers' range, limit {limit}"
+    assert re.fullmatch(line, str(caught.value))
+    assert not (tmp_path / "compression.json").exists()
 
 
 def test_weights_that_changed_are_refused(digits_trained, tmp_path):
