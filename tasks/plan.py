@@ -225,6 +225,7 @@ def judge(workload: Workload, done: Done, site: Site, item: Any = None) -> Value
     candidates = tuple(
         r.Candidate(
             variant=compressed["variant"],
+            kind=_variant(workload, compressed["variant"]).kind,
             package_sha256=compressed["package_sha256"],
             package_uri=_package_uri(compressed),
             evaluation=_room(evaluated),

@@ -289,6 +289,7 @@ class EvaluateResult(Value):
 
 class Candidate(Value):
     variant: VariantName
+    kind: str = Field(description="the variant's, which may have another name")
     package_sha256: str
     package_uri: str
     evaluation: RoomRef

@@ -248,7 +248,7 @@ class Workload(Value):
         for place, rule in enumerate(self.gate.rules):
             if wrong := wrong_with(rule, self.data.feature, self.data.label, self.evaluate):
                 raise ValueError(f"gate.rules.{place}.{wrong}")
-            if rule.metric == "agreement" and "fp32" not in self.compress.labels:
+            if rule.metric == "agreement" and all(variant.kind != "fp32" for variant in self.compress.variants):
                 raise ValueError(f"gate.rules.{place}.metric = 'agreement', needs fp32 in compress.variants")
         return self
 

@@ -368,10 +368,12 @@ EASY = Rule(metric="accuracy", min=0.5)
 STAY = Rule(metric="accuracy", against="champion", max_drop=0.2)
 
 
-def judged(made, tmp_path, *rules: Rule, objective: str = "size", champion: str | None = None):
+def judged(made, tmp_path, *rules: Rule, objective: str = "size", champion: str | None = None, **names: str):
+    """``names``: of candidates that have others than their kinds."""
     candidates = tuple(
         Candidate(
-            variant=name,
+            variant=names.get(name, name),
+            kind=name,
             package_sha256=one.compressed.package_sha256,
             package_uri=str(one.package),
             evaluation=one.room,
@@ -418,7 +420,10 @@ def test_the_same_rows_tell_whether_a_candidate_is_better(made, tmp_path):
     found = judged(made, tmp_path, EASY, no_worse, champion="fp32")
     assert found.verdict == "pass"
     assert judged(made, tmp_path, EASY, no_worse).judged[0].verdict.reasons[1].verdict == "not applicable"
-    assert judged(made, tmp_path, Rule(metric="agreement", min=0.9)).verdict == "pass"
+    for names in ({}, {"fp32": "whole"}, {"fp32": "int8", "int8": "fp32"}):
+        agreed = judged(made, tmp_path, Rule(metric="agreement", min=0.9), **names)
+        assert agreed.verdict == "pass"
+        assert "agreement (overall) = 1 " in agreed.judged[0].verdict.reasons[0].text
     assert judged(made, tmp_path, EASY, Rule(metric="accuracy", slice="slice:none", min=0.5)).verdict == "inconclusive"
     assert next(item.why for item in found.judged if not item.chosen).endswith(f"{found_bytes(made, 'int8')}")
     html = (tmp_path / "report.html").read_text()

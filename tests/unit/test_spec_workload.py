@@ -143,6 +143,11 @@ def test_a_folder_that_a_killed_command_left_is_no_workload(tmp_path):
             "gate: {rules: [{metric: agreement, min: .9}]}\ncompress: {variants: [int8]}\ntrain:",
             ["gate.rules.0.metric = 'agreement'", "needs fp32"],
         ),
+        (
+            "train:",
+            "gate: {rules: [{metric: agreement, min: .9}]}\ncompress: {variants: [{kind: int8, name: fp32}]}\ntrain:",
+            ["gate.rules.0.metric = 'agreement'", "needs fp32"],
+        ),
         ("{kind: mlp}", "{kind: model.py}", ["train.recipe.kind = 'model.py'", "no model.py beside this file"]),
         (
             "train:",
@@ -205,6 +210,12 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path, old, new, words):
     line = refusal(tmp_path, SMALL.replace(old, new, 1))
     for word in words:
         assert word in line
+
+
+def test_agreement_is_with_the_candidate_of_the_kind_fp32_whatever_its_name(tmp_path):
+    rule = "gate: {rules: [{metric: agreement, min: .9}]}"
+    named = SMALL.replace("train:", f"{rule}\ncompress: {{variants: [{{kind: fp32, name: whole}}, int8]}}\ntrain:", 1)
+    assert load_workload(write(tmp_path, named), "boats").compress.labels == ("whole", "int8")
 
 
 TAGGED = """
