@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import pyarrow.parquet as pq
 import pytest
 
+from tasks import steps
 from tasks.compress.compress import compress
 from tasks.evaluate.compare import compare
 from tasks.evaluate.evaluate import evaluate
 from tasks.serve.package import open_package
+from tasks.site import Site
 from tasks.spec.errors import BadRequest, DrydockError, IntegrityLost
 from tasks.spec.evaluate import Evaluate, Slice
 from tasks.spec.requests import Candidate, CompressRequest, EvaluateRequest, JudgeRequest
 from tasks.spec.rules import Rule
+from tasks.spec.settings import resolve
 from tasks.spec.value import RoomRef
 from tasks.store.room import Room
 from tasks.train.fit import fit
@@ -194,10 +198,22 @@ def test_a_network_that_others_go_on_with_in_torch_holds_no_pickle_and_no_path(d
     assert np.abs(said - package.predict(rows)).max() < 1e-4
 
 
-def test_a_student_learns_its_teachers_answers(made, digits_trained, tmp_path):
+def test_a_student_learns_its_teachers_answers_where_all_is_trained_and_is_int8_then(
+    made, digits_trained, tmp_path, monkeypatch, capfd
+):
+    """By the step itself, on the engine of the site's settings."""
+    monkeypatch.setattr("tasks.compress.store.seconds_a_row", lambda *asked: (1.0, 0.5))
     variant = {"kind": "distilled", "name": "small", "student": {"kind": "mlp", "hidden": [12]}, "epochs": 8}
-    found, package = made_as(digits_trained, variant, tmp_path / "student")
+    variant |= {"then": "int8"}
+    (tmp_path / "student").mkdir()
+    request = compress_request(digits_trained, variant)
+    found = steps.compress(request, tmp_path / "student", Site(resolve({}, home=str(tmp_path / "state"))))
+    assert "[rank 0] epoch 8:" in capfd.readouterr().out
+    package = open_package(tmp_path / "student" / "package", found.package_sha256, None)
     assert found.variant == package.signature.variant == "small"
+    assert (found.note, found.speed_ratio) == ("", 2.0)
+    nodes = {node.op_type for node in onnx.load(tmp_path / "student" / "package" / "model.onnx").graph.node}
+    assert "MatMulInteger" in nodes
     assert found.model_bytes < made["fp32"].compressed.model_bytes
     assert found.agreement > 0.8
     assert not (tmp_path / "student" / "student").exists()
