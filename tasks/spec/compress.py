@@ -48,7 +48,8 @@ class DynamicInt8(_Variant):
 
 
 class StaticInt8(_Variant):
-    """Weights and activations as int8, with ranges seen on training rows; layers that lose too much stay float."""
+    """Weights and activations as int8, with ranges seen on training rows; layers that lose too much, or are slower so,
+    stay float."""
 
     kind: Literal["int8-static"]
     calibration_rows: int = Field(default=256, ge=1)
