@@ -16,7 +16,7 @@ from tasks.spec.cron import is_cron
 from tasks.spec.data import Data
 from tasks.spec.errors import BadRequest
 from tasks.spec.evaluate import Evaluate
-from tasks.spec.metrics import wrong_with
+from tasks.spec.metrics import perturbations, wrong_with
 from tasks.spec.parallel import DIVIDING, check_divides
 from tasks.spec.recipe import GIVE_NUMBERS, READS
 from tasks.spec.review import Review
@@ -241,6 +241,11 @@ class Workload(Value):
         for name in self.evaluate.groups:
             if name not in (known := (*self.data.feature.columns, *self.data.keep)):
                 raise ValueError(f"evaluate.groups = {name!r}, must be a feature's or kept column: {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _perturbations_fit(self) -> Workload:
+        perturbations(self.data.feature, self.data.label, self.evaluate)
         return self
 
     @model_validator(mode="after")

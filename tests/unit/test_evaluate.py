@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.evaluate.answers import ClassAnswers
 from tasks.evaluate.metrics import auroc, difference
 from tasks.evaluate.paired import mcnemar, paired_interval
 from tasks.evaluate.pareto import front
 from tasks.evaluate.plots import draw_pareto, png
-from tasks.evaluate.robust import OUT_OF_RANGE, PERTURBATIONS
+from tasks.evaluate.robust import OUT_OF_RANGE, PERTURBATIONS, measure_robustness
 from tasks.evaluate.slices import gaps
+from tasks.serve.package import open_package
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
 
 pytestmark = pytest.mark.timeout(60)
@@ -108,6 +110,17 @@ FEATURES = [
     (TextFeature(kind="text", max_chars=30), ["a short message", "", "x"]),
     (TableFeature(kind="table", columns=("a", "b")), np.array([[1, 2], [3, np.nan]], dtype=np.float32)),
 ]
+
+
+def test_only_what_is_declared_is_changed(digits_package):
+    made = digits_package()
+    package = open_package(made.folder, made.digest_sha256, None)
+    rows = np.array(made.rows, dtype=np.float32)
+    answers = ClassAnswers(np.zeros(len(rows), int), package.predict(rows), package.signature.classes)
+    for names in ((), ("blur",), ("shift", "noise")):
+        found = measure_robustness(package, rows, answers, names)
+        expected = [("accuracy", f"perturbed:{name}") for name in names] + [("out_of_range", "overall")]
+        assert [(m.metric, m.slice) for m in found] == expected
 
 
 @pytest.mark.parametrize(("feature", "rows"), FEATURES, ids=["image", "text", "table"])

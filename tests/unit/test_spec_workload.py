@@ -160,6 +160,15 @@ def test_a_folder_that_a_killed_command_left_is_no_workload(tmp_path):
         ("train:", 'schedule: "61 * * * *"\ntrain:', ["schedule", "61", "cron"]),
         ("train:", 'schedule: "@sometimes"\ntrain:', ["schedule", "@sometimes", "cron"]),
         ("train:", "compress: {variants: [fp32, fp32]}\ntrain:", ["distinct"]),
+        ("train:", "evaluate: {perturb: [blur]}\ntrain:", ["evaluate.perturb = 'blur', must be one of noise, missing"]),
+        ("train:", "evaluate: {perturb: [noise, noise]}\ntrain:", ["evaluate.perturb", "distinct"]),
+        ("train:", "evaluate: {perturb: true}\ntrain:", ["evaluate.perturb = true"]),
+        (
+            "train:",
+            "evaluate: {perturb: [noise]}\ngate: {rules: [{metric: accuracy, slice: 'perturbed:missing', min: .8}]}\n"
+            "train:",
+            ["rules.0.slice = 'perturbed:missing'", "accuracy is measured on: perturbed:noise, overall"],
+        ),
         ("train:", "evaluate: {groups: [sex]}\ntrain:", ["evaluate.groups = 'sex'", "feature's or kept column"]),
         ("  feature:", "  keep: [sex]\n  feature:", ["data: keep: 'sex'", "must be one of []"]),
         (
