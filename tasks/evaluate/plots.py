@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from typing import Any
 
@@ -25,11 +24,6 @@ def png(figure: Any) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return stream.getvalue()
-
-
-def embedded(figure: Any) -> str:
-    """Return a figure as base64, to stand in a page."""
-    return base64.b64encode(png(figure)).decode()
 
 
 def draw_pareto(rows: list[tuple[str, dict[str, float]]]) -> Any:

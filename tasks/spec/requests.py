@@ -272,7 +272,8 @@ class EvaluateRequest(Value):
 class EvaluateResult(Value):
     """``measurements.json``: metrics overall and by class with intervals, latency, size;
     ``predictions.parquet``: row_id, label, prediction, probabilities (of tagged words lists of
-    them); ``report.html``, ``confusion.png`` (of numbers ``numbers.png``, of texts ``texts.png``)."""
+    them); ``report.html`` and its pictures: ``confusion.png`` and ``calibration.png`` (of numbers ``numbers.png``, of
+    texts ``texts.png``), ``slices.png``."""
 
     room: RoomRef | None = None
     package_sha256: str

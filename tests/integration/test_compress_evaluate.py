@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -319,9 +320,12 @@ def test_the_report_shows_numbers_and_the_confusion(made):
     assert "data:image/png;base64," in html
     assert html.count("class:") >= 10
     assert "</html>" in html
-    image = (room / "confusion.png").read_bytes()
-    assert image.startswith(b"\x89PNG")
-    assert len(image) > 5000
+    images = [(room / f"{name}.png").read_bytes() for name in ("confusion", "calibration", "slices")]
+    for image in images:
+        assert image.startswith(b"\x89PNG")
+        assert len(image) > 5000
+        assert base64.b64encode(image).decode() in html
+    assert html.count("<img") == len(images)
 
 
 def test_another_package_than_the_one_asked_for_is_refused(made, digits_trained, tmp_path):
@@ -421,6 +425,7 @@ def test_where_none_passes_each_says_why(made, tmp_path):
     found = judged(made, tmp_path, Rule(metric="accuracy", min=1.0))
     assert (found.verdict, found.chosen) == ("fail", None)
     assert found.summary.count("must be at least 1") == 2
+    assert (tmp_path / "report.html").read_text().count("<img") == 1, "no picture of one that was taken"
     assert json.loads((tmp_path / "verdict.json").read_text())["verdict"] == "fail"
 
 
@@ -459,5 +464,10 @@ def test_beside_the_champion(made, tmp_path):
     assert metrics["holdout.accuracy.champion"] == made["fp32"].evaluated.accuracy
     assert metrics["holdout.model_bytes.int8"] == made["int8"].compressed.model_bytes
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    html, taken = (tmp_path / "report.html").read_text(), found.chosen
+    own = [Path(taken.evaluation.uri) / f"{name}.png" for name in ("calibration", "confusion", "slices")]
+    pictures = [tmp_path / "pareto.png", *own]
+    assert all(base64.b64encode(path.read_bytes()).decode() in html for path in pictures)
+    assert f"<h2>{taken.variant}, which was taken, on the holdout</h2>" in html
     faster = Rule(metric="model_bytes", against="champion", max_rise=-1)
     assert judged(made, tmp_path, faster, champion="fp32").chosen.variant == "int8"
