@@ -240,6 +240,7 @@ class CompressRequest(Value):
     label: Target
     train: Train
     also: tuple[Form, ...] = ()
+    objective: Objective | None = Field(default=None, description="by which one of several students is taken")
 
 
 class CompressResult(Value):

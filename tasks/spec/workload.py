@@ -231,7 +231,8 @@ class Workload(Value):
         for place, variant in enumerate(self.compress.variants):
             if isinstance(variant, Distilled) and self.train.parallel in DIVIDING:
                 try:
-                    check_divides(self.train.parallel, variant.student, self.train.divided_among)
+                    for student in variant.students:
+                        check_divides(self.train.parallel, student, self.train.divided_among)
                 except ValueError as error:
                     raise ValueError(f"compress.variants.{place}.student, trained as train says: {error}") from None
         return self

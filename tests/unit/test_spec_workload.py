@@ -186,6 +186,16 @@ def test_a_folder_that_a_killed_command_left_is_no_workload(tmp_path):
             ["compress.variants.1.of = 'heads', must be units", "'mlp' has no heads"],
         ),
         ("train:", "compress: {variants: [{kind: distilled}]}\ntrain:", ["compress.variants.0.student is missing"]),
+        *(
+            ("train:", f"compress: {{variants: [{{kind: distilled, student: {student}}}]}}\ntrain:", words)
+            for student, words in (
+                ("[{kind: mlp}]", ["compress.variants.0.student = ", "at least 2"]),
+                ("[{kind: mlp}, {kind: mpl}]", ["compress.variants.0.student.1", "mpl", "mlp"]),
+                ("{kind: mlp, hiden: [3]}", ["compress.variants.0.student.hiden = [3]", "one of hidden, kind"]),
+                ("[{kind: mlp}, {kind: mlp, hiden: [3]}]", ["variants.0.student.1.hiden = [3]", "one of hidden, kind"]),
+                ("[{kind: mlp}, {kind: model.py}]", ["compress.variants.0.student.kind = 'model.py'", "no model.py"]),
+            )
+        ),
         ("train:", "compress: {variants: [int8, {kind: int8}]}\ntrain:", ["distinct", "name of its own"]),
         ("name: boats", "name: Boats", ['name = "Boats"', "pattern"]),
         ("name: boats", "name: ships", ["name = 'ships'", "the folder's name 'boats'"]),
