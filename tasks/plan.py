@@ -170,9 +170,12 @@ def _training(workload: Workload, section: Train, done: Done, site: Site) -> r.T
 
 def compress(workload: Workload, done: Done, site: Site, item: Any = None) -> Value:
     """``item`` is the variant's name."""
+    variant = _variant(workload, item)
+    several = len(getattr(variant, "students", ())) > 1
     return r.CompressRequest(
         workload=workload.name,
-        variant=_variant(workload, item),
+        variant=variant,
+        objective=workload.compress.objective if several else None,
         trained=_room(done["train"]),
         dataset=_room(done["version"]),
         feature=workload.data.feature,
@@ -225,6 +228,7 @@ def judge(workload: Workload, done: Done, site: Site, item: Any = None) -> Value
     candidates = tuple(
         r.Candidate(
             variant=compressed["variant"],
+            kind=_variant(workload, compressed["variant"]).kind,
             package_sha256=compressed["package_sha256"],
             package_uri=_package_uri(compressed),
             evaluation=_room(evaluated),

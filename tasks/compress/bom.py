@@ -11,7 +11,7 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
-from tasks.spec.compress import Distilled
+from tasks.spec.recipe import Recipe
 from tasks.spec.requests import CompressRequest
 from tasks.store.files import sha256_file, write_json
 
@@ -20,12 +20,12 @@ MADE_WITH = ("drydock", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "
 INPUTS = {"image": "image", "text": "text", "tokens": "text", "table": "numeric", "ids": "ids"}
 
 
-def write_bom(request: CompressRequest, package: Path) -> None:
+def write_bom(request: CompressRequest, recipe: Recipe, package: Path) -> None:
     """Write ``bom.json`` beside ``model.onnx``: the model with its card, its data, and the libraries that made it."""
-    write_json(package / NAME, bill(request, sha256_file(package / "model.onnx")))
+    write_json(package / NAME, bill(request, recipe, sha256_file(package / "model.onnx")))
 
 
-def bill(request: CompressRequest, model_sha256: str) -> dict[str, Any]:
+def bill(request: CompressRequest, recipe: Recipe, model_sha256: str) -> dict[str, Any]:
     """Return the bill as plain data. Pure but for the versions of the installed libraries."""
     data_ref = f"dataset:{request.dataset.digest_sha256}"
     libraries = [_library(name) for name in MADE_WITH if _version(name)]
@@ -34,7 +34,7 @@ def bill(request: CompressRequest, model_sha256: str) -> dict[str, Any]:
         "specVersion": "1.6",
         "serialNumber": f"urn:uuid:{_uuid(model_sha256)}",
         "version": 1,
-        "metadata": {"component": _model(request, model_sha256, data_ref)},
+        "metadata": {"component": _model(request, recipe, model_sha256, data_ref)},
         "components": [
             {
                 "type": "data",
@@ -49,9 +49,8 @@ def bill(request: CompressRequest, model_sha256: str) -> dict[str, Any]:
     }
 
 
-def _model(request: CompressRequest, model_sha256: str, data_ref: str) -> dict[str, Any]:
+def _model(request: CompressRequest, recipe: Recipe, model_sha256: str, data_ref: str) -> dict[str, Any]:
     variant, number = request.variant, request.label.number is not None
-    recipe = variant.student if isinstance(variant, Distilled) else request.train.recipe
     return {
         "type": "machine-learning-model",
         "bom-ref": _ref(request),

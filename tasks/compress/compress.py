@@ -66,12 +66,11 @@ def compress(request: CompressRequest, room: Path, learn: Learn) -> CompressResu
     )
     stored = store(request.variant, fp32, package / "model.onnx", samples)
     fp32.unlink()
-    write_bom(request, package)
+    write_bom(request, source.recipe, package)
     result = _finish(request, package, source, rows, stored.kind)
     agreement = _agreement(package, teacher, rows)
-    result = result.model_copy(
-        update={"agreement": agreement, "speed_ratio": stored.speed_ratio, "note": stored.note}
-    )
+    note = "; ".join(filter(None, [source.note, stored.note]))
+    result = result.model_copy(update={"agreement": agreement, "speed_ratio": stored.speed_ratio, "note": note})
     write_forms(source, request.also, room)
     shutil.rmtree(room / "student", ignore_errors=True)
     write_json(room / "compression.json", result.model_dump(mode="json"))

@@ -33,6 +33,7 @@ class Source:
 
     def __init__(self, request: CompressRequest, folder: Path, recipe: Recipe) -> None:
         self.request, self.folder, self.recipe = request, folder, recipe
+        self.note = ""  # how it came to be taken
 
     @cached_property
     def body(self) -> Any:

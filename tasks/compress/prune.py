@@ -29,7 +29,9 @@ from tasks.train.prepare import read_split
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 # What treats each unit by itself, so that one may go without changing the others.
-UNITWISE = (nn.ReLU, nn.GELU, nn.Tanh, nn.SiLU, nn.Dropout, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
+UNITWISE = (
+    nn.Identity, nn.ReLU, nn.GELU, nn.Tanh, nn.SiLU, nn.Dropout, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d,
+)  # fmt: skip
 UNITWISE_CALLS = {torch.relu, nn.functional.relu, nn.functional.gelu, torch.tanh, nn.functional.dropout}
 UNITWISE_METHODS = {"relu", "amax", "max", "contiguous"}
 # Encoded rows and their classes.
@@ -128,9 +130,11 @@ def _kept(layer: nn.Module, ratio: float) -> Tensor:
 
 
 def _shrink_norm(norm: nn.Module, kept: Tensor) -> None:
-    for name in ("weight", "bias"):
-        setattr(norm, name, nn.Parameter(getattr(norm, name).detach()[kept]))
-    norm.running_mean, norm.running_var = norm.running_mean[kept], norm.running_var[kept]
+    """Keep these units of a norm in place; one that doesn't scale, or keeps no statistics, has less to lose."""
+    if norm.affine:
+        norm.weight, norm.bias = (nn.Parameter(own.detach()[kept]) for own in (norm.weight, norm.bias))
+    if norm.track_running_stats:
+        norm.running_mean, norm.running_var = norm.running_mean[kept], norm.running_var[kept]
     norm.num_features = len(kept)
 
 

@@ -43,6 +43,13 @@ class Done(NamedTuple):
     note: str
 
 
+class Speed(NamedTuple):
+    """How many times as fast as its float graph another is, and whether it is so much slower that it is given up."""
+
+    ratio: float
+    slower: bool
+
+
 def store(variant: Variant, source: Path, target: Path, samples: Samples) -> Done:
     """Write ``target`` as the variant says and time it beside ``source``; int8 that is slower falls back to it.
 
@@ -54,8 +61,7 @@ def store(variant: Variant, source: Path, target: Path, samples: Samples) -> Don
         return Done("fp32", 1.0, "smaller only" if variant.kind == "sparse" else "")
     with _quiet():
         note = _write(variant, source, target, samples)
-    before, after = seconds_a_row(source, target, samples.validation)
-    ratio, slower = before / after, after > before / SLOWER_RATIO and after > before + SLOWER_SECONDS
+    ratio, slower = speed(source, target, samples.validation)
     if slower and variant.stored in ("int8", "int8-static"):
         shutil.copyfile(source, target)
         return Done("fp32", 1.0, f"fell back to fp32: {variant.stored} takes {1 / ratio:.2f} times as long")
@@ -160,6 +166,12 @@ def _multiply_by_own(model: Any) -> bool:
         model.graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
         model.graph.node.remove(node)
     return bool(turned)
+
+
+def speed(reference: Path, candidate: Path, rows: np.ndarray) -> Speed:
+    """Time two graphs beside each other, on one row at a time."""
+    before, after = seconds_a_row(reference, candidate, rows)
+    return Speed(before / after, after > before / SLOWER_RATIO and after > before + SLOWER_SECONDS)
 
 
 def seconds_a_row(reference: Path, candidate: Path, rows: np.ndarray) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from tasks.evaluate.metrics import confusion, macro_f1, measure, wilson
+from tasks.evaluate.metrics import bootstrap_macro_f1, confusion, macro_f1, measure, wilson
 from tasks.evaluate.numeric import NumberAnswers
 from tasks.evaluate.perplexed import TextAnswers
 from tasks.evaluate.tagged import TagAnswers
@@ -102,10 +102,10 @@ class ClassAnswers(NamedTuple):
             return [Measurement(metric=name, slice=where, value=0.0, samples=0) for name in ("accuracy", "macro_f1")]
         low, high = wilson(hits, n)
         matrix = confusion(true, predicted, len(self.names))
-        there = matrix.sum(axis=1) > 0
+        f1, (f1_low, f1_high) = macro_f1(matrix, matrix.sum(axis=1) > 0), bootstrap_macro_f1(matrix, there_only=True)
         return [
             Measurement(metric="accuracy", slice=where, value=hits / n, samples=n, low=low, high=high),
-            Measurement(metric="macro_f1", slice=where, value=macro_f1(matrix, there), samples=n),
+            Measurement(metric="macro_f1", slice=where, value=f1, samples=n, low=f1_low, high=f1_high),
         ]
 
     def instead(self, rows: np.ndarray, probabilities: np.ndarray) -> ClassAnswers:

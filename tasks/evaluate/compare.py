@@ -53,7 +53,7 @@ def compare(request: JudgeRequest, room: Path) -> JudgeResult:
 def _paired(candidate: Candidate, request: JudgeRequest) -> Measured:
     """What the same rows say about a candidate beside the champion, and beside the model as it was trained."""
     found = against(candidate.evaluation, request.champion) if request.champion else ()
-    whole = next((c for c in request.candidates if c.variant == "fp32"), None)
+    whole = next((c for c in request.candidates if c.kind == "fp32"), None)
     return declared((*found, *agreement(candidate.evaluation, whole.evaluation)) if whole else found)
 
 

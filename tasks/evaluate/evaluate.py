@@ -15,7 +15,7 @@ from tasks.evaluate.robust import measure_robustness
 from tasks.evaluate.slices import measure_slices
 from tasks.serve.package import Package
 from tasks.spec.errors import BadRequest
-from tasks.spec.metrics import declared
+from tasks.spec.metrics import declared, perturbations
 from tasks.spec.requests import EvaluateRequest, EvaluateResult
 from tasks.spec.rules import Measurement
 from tasks.store.files import write_json
@@ -52,11 +52,11 @@ def evaluate(request: EvaluateRequest, room: Path) -> EvaluateResult:
 
 def _measure(package: Package, request: EvaluateRequest, rows: Any, answers: Answers) -> tuple[Measurement, ...]:
     data = Path(request.dataset.uri) / "data.parquet"
-    robust = measure_robustness(package, rows, answers) if request.evaluate.robustness else ()
+    changes = perturbations(package.signature.feature, request.label, request.evaluate)
     return (
         *answers.measure(),
         *measure_slices(request.evaluate, data, answers),
-        *robust,
+        *measure_robustness(package, rows, answers, changes),
         *latency(package, rows),
         throughput(package, rows),
         *energy(lambda: package.predict(rows[:1]), ENERGY_CALLS, request.core_watts, request.price_per_kwh),

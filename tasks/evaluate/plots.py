@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from typing import Any
 
@@ -10,6 +9,14 @@ from tasks.evaluate.pareto import better_up, front, quality_of
 from tasks.spec.rules import Measurement
 
 MOST_SLICES = 60
+# What quality is drawn over: by which factor, and how it is told.
+COSTS = {
+    "model_bytes": (1 / 1024, "model size (KiB)"),
+    "p50_ms": (1.0, "median latency of one row (ms)"),
+    "joules_per_1000": (1.0, "joules per thousand predictions"),
+}
+# As many colours come in turn, and so that both together stay distinct, not as many shapes.
+MARKERS = "osD^vPX"
 
 
 def png(figure: Any) -> bytes:
@@ -19,32 +26,28 @@ def png(figure: Any) -> bytes:
     return stream.getvalue()
 
 
-def embedded(figure: Any) -> str:
-    """Return a figure as base64, to stand in a page."""
-    return base64.b64encode(png(figure)).decode()
-
-
 def draw_pareto(rows: list[tuple[str, dict[str, float]]]) -> Any:
-    """Draw accuracy, entity F1, RMSE or perplexity over model size and over latency, one point for each candidate; up
-    (of errors down) and left is better. Those that no other beats in both are joined."""
-    figure, scored = _figure(10.4, 4.0), quality_of(rows[0][1])
-    sides = figure.subplots(1, 2, sharey=True)
-    for axes, metric, scale, label in (
-        (sides[0], "model_bytes", 1 / 1024, "model size (KiB)"),
-        (sides[1], "p50_ms", 1.0, "median latency of one row (ms)"),
-    ):
+    """Draw accuracy, entity F1, RMSE or perplexity over model size, latency and energy, one point for each candidate;
+    up (of errors down) and left is better. Those that no other beats in both are joined. Names stand in a legend:
+    candidates that are alike lie on each other, and so would names beside them."""
+    figure, scored = _figure(12.6, 4.2), quality_of(rows[0][1])
+    sides = figure.subplots(1, len(COSTS), sharey=True)
+    for axes, (metric, (scale, label)) in zip(sides, COSTS.items(), strict=True):
         points = [(name, scale * values[metric], values[scored]) for name, values in rows]
         in_front = front([(name, cost, better_up(scored) * quality) for name, cost, quality in points])
         best = sorted((cost, quality) for name, cost, quality in points if name in in_front)
         axes.plot(*zip(*best, strict=True), color="#8aa0b4", linewidth=1, zorder=1)
-        for name, cost, quality in points:
-            axes.scatter(cost, quality, s=60, marker="*" if name == "champion" else "o", zorder=2)
-            axes.annotate(name, (cost, quality), textcoords="offset points", xytext=(7, 5), fontsize=9)
-        axes.set_xlim(0, 1.35 * max(cost for _, cost, _ in points))
-        axes.margins(y=0.3)
+        for place, (name, cost, quality) in enumerate(points):
+            look = ("*", 150, "black") if name == "champion" else (MARKERS[place % len(MARKERS)], 60, f"C{place}")
+            marker, size, colour = look
+            axes.scatter(cost, quality, s=size, marker=marker, color=colour, alpha=0.8, label=name, zorder=2)
+        axes.set_xlim(0, 1.1 * max(cost for _, cost, _ in points))
+        axes.margins(y=0.15)
+        axes.locator_params(axis="x", nbins=5)
         axes.set(xlabel=label)
         axes.grid(alpha=0.3)
     sides[0].set(ylabel=f"{scored.replace('_f1', ' F1')} on the holdout")
+    figure.legend(*sides[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     return figure
 
 

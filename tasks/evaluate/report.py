@@ -6,16 +6,11 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from tasks.evaluate.plots import (
-    MOST_SLICES,
-    draw_pareto,
-    draw_slices,
-    embedded,
-    png,
-)
+from tasks.evaluate.plots import MOST_SLICES, draw_pareto, draw_slices, png
 from tasks.spec.requests import EvaluateRequest, JudgeRequest, JudgeResult
 from tasks.spec.rules import PAIRED, Measurement
 from tasks.store.files import write_whole
+from tasks.store.room import open_room
 
 FOLDER = Path(__file__).parent
 COLUMNS = (
@@ -33,10 +28,12 @@ def write_report(
     measured: tuple[Measurement, ...],
     pictures: dict[str, Any],
 ) -> None:
-    """Write ``report.html`` with its pictures (figures by name) inside, and the first beside it."""
-    name, main = next(iter(pictures.items()))
-    write_whole(room / f"{name}.png", png(main))
+    """Write ``report.html`` with its pictures (figures by name) inside, and each beside it as a PNG."""
     slices = [m for m in measured if m.slice != "overall"]
+    if drawn := [m for m in slices if m.metric in BY_SLICE][:MOST_SLICES]:
+        pictures = pictures | {"slices": draw_slices(drawn)}
+    for name, figure in pictures.items():
+        write_whole(room / f"{name}.png", png(figure))
     html = render(
         "report.html.j2",
         workload=request.workload,
@@ -44,8 +41,7 @@ def write_report(
         digest=request.package_sha256,
         overall=[m for m in measured if m.slice == "overall"],
         slices=slices,
-        pictures={name: embedded(figure) for name, figure in pictures.items()},
-        by_slice=embedded(draw_slices([m for m in slices if m.metric in BY_SLICE][:MOST_SLICES])),
+        pictures={name: embedded(room / f"{name}.png") for name in pictures},
     )
     write_whole(room / "report.html", html)
 
@@ -57,8 +53,8 @@ def write_comparison(
     measured: dict[str, tuple[Measurement, ...]],
     champion: tuple[Measurement, ...] | None,
 ) -> None:
-    """Write ``report.html``: every candidate beside the champion, why each was taken or not, the rules' answers, and
-    the Pareto picture, which lies beside it as ``pareto.png``."""
+    """Write ``report.html``: every candidate beside the champion, why each was taken or not, the rules' answers, the
+    Pareto picture, which lies beside it as ``pareto.png``, and the pictures of the candidate that was taken."""
     rows = [(c.variant, _overall(measured[c.package_sha256])) for c in request.candidates]
     if champion is not None:
         rows.append(("champion", _overall(champion)))
@@ -70,9 +66,20 @@ def write_comparison(
         rows=rows,
         columns=COLUMNS,
         paired={c.variant: _paired(measured[c.package_sha256]) for c in request.candidates},
-        pareto=base64.b64encode((room / "pareto.png").read_bytes()).decode(),
+        pareto=embedded(room / "pareto.png"),
+        pictures={path.stem: embedded(path) for path in _pictures(result)},
     )
     write_whole(room / "report.html", html)
+
+
+def embedded(path: Path) -> str:
+    """Return a picture as base64, to stand in a page."""
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def _pictures(result: JudgeResult) -> list[Path]:
+    """Those that the evaluation of the candidate that was taken has left."""
+    return sorted(open_room(result.chosen.evaluation).glob("*.png")) if result.chosen else []
 
 
 def _paired(measured: tuple[Measurement, ...]) -> list[Measurement]:

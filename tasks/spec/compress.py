@@ -19,6 +19,14 @@ VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,39}$")]
 Stored = Literal["fp32", "int8", "int8-static", "fp16", "bf16", "int4"]
 
 
+# One recipe, or several to take one of.
+Student = Annotated[
+    Annotated[Recipe, Tag("one")] | Annotated[tuple[Recipe, ...], Tag("several"), Field(min_length=2, max_length=8)],
+    Discriminator(lambda found: "several" if isinstance(found, list | tuple) else "one"),
+]
+register_tags("one", "several")
+
+
 class _Variant(Value):
     kind: str
     name: VariantName | None = Field(default=None, description="of the candidate; default: its kind")
@@ -48,7 +56,8 @@ class DynamicInt8(_Variant):
 
 
 class StaticInt8(_Variant):
-    """Weights and activations as int8, with ranges seen on training rows; layers that lose too much stay float."""
+    """Weights and activations as int8, with ranges seen on training rows; layers that lose too much, or are slower so,
+    stay float."""
 
     kind: Literal["int8-static"]
     calibration_rows: int = Field(default=256, ge=1)
@@ -97,13 +106,22 @@ class Sparse(_Variant):
 
 
 class Distilled(_Variant):
-    """A smaller network learns the trained one's answers (Hinton 2015, arXiv:1503.02531)."""
+    """A smaller network learns the trained one's answers (Hinton 2015, arXiv:1503.02531). Of several students all are
+    trained, and one is taken by the objective, on the validation split: of those whose accuracy is within ``worse`` of
+    the best one's."""
 
     kind: Literal["distilled"]
-    student: Recipe
+    student: Student
+    worse: float = Field(
+        default=0.01, ge=0, le=1, description="by how much the student that is taken may be below the best one"
+    )
     weight: float = Field(default=0.7, gt=0, le=1, description="of the teacher's answers against the labels")
     epochs: int | None = Field(default=None, ge=1, description="default: as train.stopping.max_epochs says")
     then: Stored = "fp32"
+
+    @property
+    def students(self) -> tuple[Recipe, ...]:
+        return self.student if isinstance(self.student, tuple) else (self.student,)
 
 
 KINDS = (Fp32, DynamicInt8, StaticInt8, Fp16, Bf16, Int4, Pruned, Sparse, Distilled)

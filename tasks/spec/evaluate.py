@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -27,14 +28,26 @@ class Evaluate(Value):
     relevant: float | None = Field(
         default=None, description="from which number on an item is one that its user wants; none: 3/4 of the range"
     )
-    robustness: bool = Field(
-        default=True, description="whether accuracy is measured under perturbations too: perturbed:NAME"
+    perturb: tuple[str, ...] | None = Field(
+        default=None,
+        description="how inputs are changed, to measure quality on them too: images noise, blur, shift; texts typos, "
+        "upper-case; tagged words typos, lower-case; tables noise, missing; ids unknown-user, unknown-item; none: in "
+        "each way that fits the feature; rules name them perturbed:NAME",
     )
 
     @field_validator("slices")
     @classmethod
-    def _distinct(cls, slices: tuple[Slice, ...]) -> tuple[Slice, ...]:
-        names = [item.name for item in slices]
-        if len(set(names)) != len(names):
-            raise ValueError(f"{names}, must be distinct")
+    def _slices_are_distinct(cls, slices: tuple[Slice, ...]) -> tuple[Slice, ...]:
+        _check_distinct([item.name for item in slices])
         return slices
+
+    @field_validator("perturb")
+    @classmethod
+    def _perturbations_are_distinct(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        _check_distinct(names or ())
+        return names
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+    if len(set(names)) != len(names):
+        raise ValueError(f"{list(names)}, must be distinct")

@@ -40,9 +40,11 @@ def load_workload(workloads: Path, name: str) -> Workload:
 def _needs_model_py(workload: Workload) -> str | None:
     """The first field that names the folder's own ``model.py``."""
     students = {
-        f"compress.variants.{place}.student.kind": variant.student.kind
+        f"compress.variants.{place}.student.kind": student.kind
         for place, variant in enumerate(workload.compress.variants)
         if isinstance(variant, Distilled)
+        for student in variant.students
+        if student.kind == MODEL_PY
     }
     recipes = {"train.recipe.kind": workload.train.recipe.kind} | students
     return next((field for field, kind in recipes.items() if kind == MODEL_PY), None)

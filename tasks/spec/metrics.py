@@ -99,6 +99,21 @@ PERTURBED = {
 }
 
 
+def perturbations(feature: Feature, label: Target, evaluate: Evaluate) -> tuple[str, ...]:
+    """Return the names of the ways in which a workload's inputs are changed. Where the next piece of texts is told,
+    none: a text with a slip is less likely, and a model that says so is right.
+
+    Raises:
+        ValueError: one that is declared does not fit the feature.
+    """
+    fitting = () if label.kind == "next" else PERTURBED[feature.kind]
+    for name in evaluate.perturb or ():
+        if name not in fitting:
+            known = closest_first(name, fitting) or "left out where the next piece is told"
+            raise ValueError(f"evaluate.perturb = {name!r}, must be {'one of ' if fitting else ''}{known}")
+    return fitting if evaluate.perturb is None else evaluate.perturb
+
+
 def declared(measured: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
     """Return what was measured.
 
@@ -119,7 +134,7 @@ def slices_of(metric: Metric, feature: Feature, label: Target, evaluate: Evaluat
         "slice": [f"slice:{item.name}" for item in evaluate.slices],
         "value": [f"{column}=*" for column in evaluate.groups],
         "group": [f"group:{column}" for column in evaluate.groups],
-        "perturbed": [f"perturbed:{name}" for name in PERTURBED[feature.kind] if evaluate.robustness],
+        "perturbed": [f"perturbed:{name}" for name in perturbations(feature, label, evaluate)],
     }
     return [name for place in metric.places_of(feature, label) for name in by_place[place]]
 

@@ -240,6 +240,7 @@ class CompressRequest(Value):
     label: Target
     train: Train
     also: tuple[Form, ...] = ()
+    objective: Objective | None = Field(default=None, description="by which one of several students is taken")
 
 
 class CompressResult(Value):
@@ -272,7 +273,8 @@ class EvaluateRequest(Value):
 class EvaluateResult(Value):
     """``measurements.json``: metrics overall and by class with intervals, latency, size;
     ``predictions.parquet``: row_id, label, prediction, probabilities (of tagged words lists of
-    them); ``report.html``, ``confusion.png`` (of numbers ``numbers.png``, of texts ``texts.png``)."""
+    them); ``report.html`` and its pictures: ``confusion.png`` and ``calibration.png`` (of numbers ``numbers.png``, of
+    texts ``texts.png``), ``slices.png``."""
 
     room: RoomRef | None = None
     package_sha256: str
@@ -289,6 +291,7 @@ class EvaluateResult(Value):
 
 class Candidate(Value):
     variant: VariantName
+    kind: str = Field(description="the variant's, which may have another name")
     package_sha256: str
     package_uri: str
     evaluation: RoomRef

@@ -16,7 +16,7 @@ from tasks.spec.cron import is_cron
 from tasks.spec.data import Data
 from tasks.spec.errors import BadRequest
 from tasks.spec.evaluate import Evaluate
-from tasks.spec.metrics import wrong_with
+from tasks.spec.metrics import perturbations, wrong_with
 from tasks.spec.parallel import DIVIDING, check_divides
 from tasks.spec.recipe import GIVE_NUMBERS, READS
 from tasks.spec.review import Review
@@ -231,7 +231,8 @@ class Workload(Value):
         for place, variant in enumerate(self.compress.variants):
             if isinstance(variant, Distilled) and self.train.parallel in DIVIDING:
                 try:
-                    check_divides(self.train.parallel, variant.student, self.train.divided_among)
+                    for student in variant.students:
+                        check_divides(self.train.parallel, student, self.train.divided_among)
                 except ValueError as error:
                     raise ValueError(f"compress.variants.{place}.student, trained as train says: {error}") from None
         return self
@@ -244,11 +245,16 @@ class Workload(Value):
         return self
 
     @model_validator(mode="after")
+    def _perturbations_fit(self) -> Workload:
+        perturbations(self.data.feature, self.data.label, self.evaluate)
+        return self
+
+    @model_validator(mode="after")
     def _rules_have_their_measurements(self) -> Workload:
         for place, rule in enumerate(self.gate.rules):
             if wrong := wrong_with(rule, self.data.feature, self.data.label, self.evaluate):
                 raise ValueError(f"gate.rules.{place}.{wrong}")
-            if rule.metric == "agreement" and "fp32" not in self.compress.labels:
+            if rule.metric == "agreement" and all(variant.kind != "fp32" for variant in self.compress.variants):
                 raise ValueError(f"gate.rules.{place}.metric = 'agreement', needs fp32 in compress.variants")
         return self
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import pyarrow.parquet as pq
 import pytest
 
+from tasks import steps
 from tasks.compress.compress import compress
 from tasks.evaluate.compare import compare
 from tasks.evaluate.evaluate import evaluate
 from tasks.serve.package import open_package
+from tasks.site import Site
 from tasks.spec.errors import BadRequest, DrydockError, IntegrityLost
 from tasks.spec.evaluate import Evaluate, Slice
 from tasks.spec.requests import Candidate, CompressRequest, EvaluateRequest, JudgeRequest
 from tasks.spec.rules import Rule
+from tasks.spec.settings import resolve
 from tasks.spec.value import RoomRef
 from tasks.store.room import Room
 from tasks.train.fit import fit
@@ -193,10 +199,22 @@ def test_a_network_that_others_go_on_with_in_torch_holds_no_pickle_and_no_path(d
     assert np.abs(said - package.predict(rows)).max() < 1e-4
 
 
-def test_a_student_learns_its_teachers_answers(made, digits_trained, tmp_path):
+def test_a_student_learns_its_teachers_answers_where_all_is_trained_and_is_int8_then(
+    made, digits_trained, tmp_path, monkeypatch, capfd
+):
+    """By the step itself, on the engine of the site's settings."""
+    monkeypatch.setattr("tasks.compress.store.seconds_a_row", lambda *asked: (1.0, 0.5))
     variant = {"kind": "distilled", "name": "small", "student": {"kind": "mlp", "hidden": [12]}, "epochs": 8}
-    found, package = made_as(digits_trained, variant, tmp_path / "student")
+    variant |= {"then": "int8"}
+    (tmp_path / "student").mkdir()
+    request = compress_request(digits_trained, variant)
+    found = steps.compress(request, tmp_path / "student", Site(resolve({}, home=str(tmp_path / "state"))))
+    assert "[rank 0] epoch 8:" in capfd.readouterr().out
+    package = open_package(tmp_path / "student" / "package", found.package_sha256, None)
     assert found.variant == package.signature.variant == "small"
+    assert (found.note, found.speed_ratio) == ("", 2.0)
+    nodes = {node.op_type for node in onnx.load(tmp_path / "student" / "package" / "model.onnx").graph.node}
+    assert "MatMulInteger" in nodes
     assert found.model_bytes < made["fp32"].compressed.model_bytes
     assert found.agreement > 0.8
     assert not (tmp_path / "student" / "student").exists()
@@ -219,6 +237,30 @@ def test_what_cannot_be_compressed_is_one_line(digits_trained, tmp_path, monkeyp
     with pytest.raises(BadRequest, match=r"digits: the network can't be exported to ONNX: \w+: ") as caught:
         export(torch.nn.Sequential(Unknown()), compress_request(digits_trained, "fp32"), tmp_path / "model.onnx")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("variant", "limit"), [("fp32", "0.0001"), ("int8", "0.5")])
+def test_a_graph_that_answers_otherwise_than_its_network_is_refused(
+    digits_trained, tmp_path, monkeypatch, variant, limit
+):
+    """As a fault of the exporter would make it: the network's classes, in another order."""
+    import torch
+
+    from tasks.compress.network import export
+
+    def turned(network, request, path) -> None:
+        export(torch.nn.Sequential(network, Turned()), request, path)
+
+    class Turned(torch.nn.Module):
+        def forward(self, x):
+            return x.flip(1)
+
+    monkeypatch.setattr("tasks.compress.compress.export", turned)
+    with pytest.raises(DrydockError) as caught:
+        made_as(digits_trained, variant, tmp_path)
+    line = rf"{variant}: differs from the torch network by [\d.]+ of the answers' range, limit {limit}"
+    assert re.fullmatch(line, str(caught.value))
+    assert not (tmp_path / "compression.json").exists()
 
 
 def test_weights_that_changed_are_refused(digits_trained, tmp_path):
@@ -278,9 +320,12 @@ def test_the_report_shows_numbers_and_the_confusion(made):
     assert "data:image/png;base64," in html
     assert html.count("class:") >= 10
     assert "</html>" in html
-    image = (room / "confusion.png").read_bytes()
-    assert image.startswith(b"\x89PNG")
-    assert len(image) > 5000
+    images = [(room / f"{name}.png").read_bytes() for name in ("confusion", "calibration", "slices")]
+    for image in images:
+        assert image.startswith(b"\x89PNG")
+        assert len(image) > 5000
+        assert base64.b64encode(image).decode() in html
+    assert html.count("<img") == len(images)
 
 
 def test_another_package_than_the_one_asked_for_is_refused(made, digits_trained, tmp_path):
@@ -343,10 +388,12 @@ EASY = Rule(metric="accuracy", min=0.5)
 STAY = Rule(metric="accuracy", against="champion", max_drop=0.2)
 
 
-def judged(made, tmp_path, *rules: Rule, objective: str = "size", champion: str | None = None):
+def judged(made, tmp_path, *rules: Rule, objective: str = "size", champion: str | None = None, **names: str):
+    """``names``: of candidates that have others than their kinds."""
     candidates = tuple(
         Candidate(
-            variant=name,
+            variant=names.get(name, name),
+            kind=name,
             package_sha256=one.compressed.package_sha256,
             package_uri=str(one.package),
             evaluation=one.room,
@@ -378,6 +425,7 @@ def test_where_none_passes_each_says_why(made, tmp_path):
     found = judged(made, tmp_path, Rule(metric="accuracy", min=1.0))
     assert (found.verdict, found.chosen) == ("fail", None)
     assert found.summary.count("must be at least 1") == 2
+    assert (tmp_path / "report.html").read_text().count("<img") == 1, "no picture of one that was taken"
     assert json.loads((tmp_path / "verdict.json").read_text())["verdict"] == "fail"
 
 
@@ -393,7 +441,10 @@ def test_the_same_rows_tell_whether_a_candidate_is_better(made, tmp_path):
     found = judged(made, tmp_path, EASY, no_worse, champion="fp32")
     assert found.verdict == "pass"
     assert judged(made, tmp_path, EASY, no_worse).judged[0].verdict.reasons[1].verdict == "not applicable"
-    assert judged(made, tmp_path, Rule(metric="agreement", min=0.9)).verdict == "pass"
+    for names in ({}, {"fp32": "whole"}, {"fp32": "int8", "int8": "fp32"}):
+        agreed = judged(made, tmp_path, Rule(metric="agreement", min=0.9), **names)
+        assert agreed.verdict == "pass"
+        assert "agreement (overall) = 1 " in agreed.judged[0].verdict.reasons[0].text
     assert judged(made, tmp_path, EASY, Rule(metric="accuracy", slice="slice:none", min=0.5)).verdict == "inconclusive"
     assert next(item.why for item in found.judged if not item.chosen).endswith(f"{found_bytes(made, 'int8')}")
     html = (tmp_path / "report.html").read_text()
@@ -413,5 +464,10 @@ def test_beside_the_champion(made, tmp_path):
     assert metrics["holdout.accuracy.champion"] == made["fp32"].evaluated.accuracy
     assert metrics["holdout.model_bytes.int8"] == made["int8"].compressed.model_bytes
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    html, taken = (tmp_path / "report.html").read_text(), found.chosen
+    own = [Path(taken.evaluation.uri) / f"{name}.png" for name in ("calibration", "confusion", "slices")]
+    pictures = [tmp_path / "pareto.png", *own]
+    assert all(base64.b64encode(path.read_bytes()).decode() in html for path in pictures)
+    assert f"<h2>{taken.variant}, which was taken, on the holdout</h2>" in html
     faster = Rule(metric="model_bytes", against="champion", max_rise=-1)
     assert judged(made, tmp_path, faster, champion="fp32").chosen.variant == "int8"

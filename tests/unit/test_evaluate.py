@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.evaluate.answers import ClassAnswers
 from tasks.evaluate.metrics import auroc, difference
 from tasks.evaluate.paired import mcnemar, paired_interval
 from tasks.evaluate.pareto import front
-from tasks.evaluate.robust import OUT_OF_RANGE, PERTURBATIONS
+from tasks.evaluate.plots import draw_pareto, png
+from tasks.evaluate.robust import OUT_OF_RANGE, PERTURBATIONS, measure_robustness
 from tasks.evaluate.slices import gaps
+from tasks.serve.package import open_package
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
 
 pytestmark = pytest.mark.timeout(60)
@@ -83,11 +88,39 @@ def test_the_front_holds_the_best_and_nothing_that_is_beaten(found):
         assert (name in best) == (not beaten)
 
 
+def test_the_pareto_picture_has_size_latency_and_energy_and_each_name_once():
+    costs = {"model_bytes": 2048.0, "p50_ms": 0.1, "joules_per_1000": 3.0}
+    names = ["fp32", "fp16", "a-name-that-is-far-from-short", "champion"]
+    alike = [(name, {"accuracy": 0.9, **costs}) for name in names]
+    figure = draw_pareto(alike)
+    png(figure)
+    labels = [axes.get_xlabel() for axes in figure.axes]
+    assert [label.split()[:2] for label in labels] == [["model", "size"], ["median", "latency"], ["joules", "per"]]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    boxes = sorted((text.get_window_extent() for text in legend.get_texts()), key=lambda box: box.y0)
+    assert all(lower.y1 <= upper.y0 + 1 for lower, upper in pairwise(boxes))
+    assert max(axes.get_window_extent().x1 for axes in figure.axes) < min(box.x0 for box in boxes)
+    shown = [axes.collections for axes in figure.axes]
+    assert [[points.get_offsets()[0][0] for points in panel] for panel in shown] == [[2.0] * 4, [0.1] * 4, [3.0] * 4]
+
+
 FEATURES = [
     (ImageFeature(kind="image", height=3, width=4, max_value=16), np.arange(24, dtype=np.float32).reshape(2, 12) % 16),
     (TextFeature(kind="text", max_chars=30), ["a short message", "", "x"]),
     (TableFeature(kind="table", columns=("a", "b")), np.array([[1, 2], [3, np.nan]], dtype=np.float32)),
 ]
+
+
+def test_only_what_is_declared_is_changed(digits_package):
+    made = digits_package()
+    package = open_package(made.folder, made.digest_sha256, None)
+    rows = np.array(made.rows, dtype=np.float32)
+    answers = ClassAnswers(np.zeros(len(rows), int), package.predict(rows), package.signature.classes)
+    for names in ((), ("blur",), ("shift", "noise")):
+        found = measure_robustness(package, rows, answers, names)
+        expected = [("accuracy", f"perturbed:{name}") for name in names] + [("out_of_range", "overall")]
+        assert [(m.metric, m.slice) for m in found] == expected
 
 
 @pytest.mark.parametrize(("feature", "rows"), FEATURES, ids=["image", "text", "table"])

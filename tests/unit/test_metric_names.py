@@ -79,7 +79,9 @@ def test_the_names_that_others_know_are_those_of_the_declaration():
 def test_a_declared_slice_group_and_perturbation_can_be_named():
     for name in ("overall", "slice:wide", "slice:*", "sex=male", "sex=*", "perturbed:noise", "perturbed:*"):
         assert wrong_with(Rule(metric="accuracy", slice=name, min=0.5), FEATURE, LABEL, EVALUATE) is None, name
-    still = Evaluate(robustness=False)
+    still = Evaluate(perturb=())
     assert slices_of(METRICS["accuracy"], FEATURE, LABEL, still) == ["overall"]
     wrong = wrong_with(Rule(metric="accuracy", slice="perturbed:noise", min=0.5), FEATURE, LABEL, still)
     assert wrong == "slice = 'perturbed:noise', must be one of those that accuracy is measured on: overall"
+    one = Evaluate(perturb=("missing",))
+    assert slices_of(METRICS["accuracy"], FEATURE, LABEL, one) == ["overall", "perturbed:missing"]

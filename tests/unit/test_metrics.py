@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.evaluate.metrics import calibration_error, confusion, log_loss, macro_f1, measure, wilson
+from tasks.evaluate.answers import ClassAnswers
+from tasks.evaluate.metrics import (
+    bootstrap_macro_f1,
+    calibration_error,
+    confusion,
+    f1_interval,
+    log_loss,
+    macro_f1,
+    measure,
+    wilson,
+)
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -77,6 +88,55 @@ def test_measured_numbers_carry_samples_and_intervals_overall_and_by_class():
     f1 = found["macro_f1", "overall"]
     assert f1.low <= f1.value <= f1.high
     assert all(math.isfinite(m.value) for m in found.values())
+    for m in found.values():
+        assert m.low <= m.value <= m.high, m
+    sure, unseen = found["f1", "class:a"], found["f1", "class:c"]
+    assert (sure.low, sure.high) != (sure.value, sure.value)
+    assert (unseen.low, unseen.high) == (0, 1), "a class that nobody saw is known nothing of"
+
+
+@given(hits=st.integers(0, 300), missed=st.integers(0, 300))
+def test_the_interval_of_f1_holds_it_and_has_a_width_where_all_are_right(hits, missed):
+    low, high = f1_interval(hits, missed)
+    assert 0 <= low <= 2 * hits / max(2 * hits + missed, 1) <= high + 1e-12 <= 1 + 1e-12
+    assert low < high
+
+
+def test_the_interval_of_f1_covers_as_often_as_it_says():
+    draw = np.random.default_rng(0)
+    share = 0.8
+    true_f1 = 2 * share / (1 + share)
+    found = [f1_interval(int(hits), 400 - int(hits)) for hits in draw.binomial(400, share, 2000)]
+    covered = [low <= true_f1 <= high for low, high in found]
+    assert 0.93 < np.mean(covered) < 0.97
+
+
+def test_the_bootstrap_of_macro_f1_is_that_of_drawn_rows_and_cheap_with_many_classes():
+    from sklearn.metrics import f1_score
+
+    draw, k = np.random.default_rng(1), 3
+    true = draw.choice(k, 300, p=(0.6, 0.3, 0.1))
+    predicted = np.where(draw.random(300) < 0.8, true, draw.integers(0, k, 300))
+    drawn = [draw.integers(0, 300, 300) for _ in range(400)]
+    scores = [f1_score(true[rows], predicted[rows], average="macro") for rows in drawn]
+    reference = np.quantile(scores, [0.025, 0.975])
+    assert bootstrap_macro_f1(confusion(true, predicted, k)) == pytest.approx(reference, abs=0.02)
+    many = confusion(draw.integers(0, 77, 3000), draw.integers(0, 77, 3000), 77)
+    started = time.perf_counter()
+    bootstrap_macro_f1(many)
+    assert time.perf_counter() - started < 2
+
+
+def test_macro_f1_of_a_part_is_over_the_classes_that_are_there():
+    probabilities = np.tile([0.9, 0.1, 0.0], (20, 1))
+    probabilities[15:] = [0.1, 0.9, 0.0]
+    answers = ClassAnswers(np.array([0] * 14 + [1] * 6), probabilities, ("a", "b", "c"))
+    accuracy, f1 = answers.measure_part("slice:x", np.arange(20))
+    assert (accuracy.value, f1.samples) == (0.95, 20)
+    assert f1.value == pytest.approx((28 / 29 + 10 / 11) / 2)
+    assert f1.low < f1.value < f1.high <= 1
+    one = answers.measure_part("slice:y", np.arange(10))[1]
+    assert (one.low, one.value, one.high) == (1, 1, 1)
 
 
 def test_a_certain_and_wrong_answer_has_a_finite_loss():

@@ -143,6 +143,11 @@ def test_a_folder_that_a_killed_command_left_is_no_workload(tmp_path):
             "gate: {rules: [{metric: agreement, min: .9}]}\ncompress: {variants: [int8]}\ntrain:",
             ["gate.rules.0.metric = 'agreement'", "needs fp32"],
         ),
+        (
+            "train:",
+            "gate: {rules: [{metric: agreement, min: .9}]}\ncompress: {variants: [{kind: int8, name: fp32}]}\ntrain:",
+            ["gate.rules.0.metric = 'agreement'", "needs fp32"],
+        ),
         ("{kind: mlp}", "{kind: model.py}", ["train.recipe.kind = 'model.py'", "no model.py beside this file"]),
         (
             "train:",
@@ -155,6 +160,15 @@ def test_a_folder_that_a_killed_command_left_is_no_workload(tmp_path):
         ("train:", 'schedule: "61 * * * *"\ntrain:', ["schedule", "61", "cron"]),
         ("train:", 'schedule: "@sometimes"\ntrain:', ["schedule", "@sometimes", "cron"]),
         ("train:", "compress: {variants: [fp32, fp32]}\ntrain:", ["distinct"]),
+        ("train:", "evaluate: {perturb: [blur]}\ntrain:", ["evaluate.perturb = 'blur', must be one of noise, missing"]),
+        ("train:", "evaluate: {perturb: [noise, noise]}\ntrain:", ["evaluate.perturb", "distinct"]),
+        ("train:", "evaluate: {perturb: true}\ntrain:", ["evaluate.perturb = true"]),
+        (
+            "train:",
+            "evaluate: {perturb: [noise]}\ngate: {rules: [{metric: accuracy, slice: 'perturbed:missing', min: .8}]}\n"
+            "train:",
+            ["rules.0.slice = 'perturbed:missing'", "accuracy is measured on: perturbed:noise, overall"],
+        ),
         ("train:", "evaluate: {groups: [sex]}\ntrain:", ["evaluate.groups = 'sex'", "feature's or kept column"]),
         ("  feature:", "  keep: [sex]\n  feature:", ["data: keep: 'sex'", "must be one of []"]),
         (
@@ -172,6 +186,16 @@ def test_a_folder_that_a_killed_command_left_is_no_workload(tmp_path):
             ["compress.variants.1.of = 'heads', must be units", "'mlp' has no heads"],
         ),
         ("train:", "compress: {variants: [{kind: distilled}]}\ntrain:", ["compress.variants.0.student is missing"]),
+        *(
+            ("train:", f"compress: {{variants: [{{kind: distilled, student: {student}}}]}}\ntrain:", words)
+            for student, words in (
+                ("[{kind: mlp}]", ["compress.variants.0.student = ", "at least 2"]),
+                ("[{kind: mlp}, {kind: mpl}]", ["compress.variants.0.student.1", "mpl", "mlp"]),
+                ("{kind: mlp, hiden: [3]}", ["compress.variants.0.student.hiden = [3]", "one of hidden, kind"]),
+                ("[{kind: mlp}, {kind: mlp, hiden: [3]}]", ["variants.0.student.1.hiden = [3]", "one of hidden, kind"]),
+                ("[{kind: mlp}, {kind: model.py}]", ["compress.variants.0.student.kind = 'model.py'", "no model.py"]),
+            )
+        ),
         ("train:", "compress: {variants: [int8, {kind: int8}]}\ntrain:", ["distinct", "name of its own"]),
         ("name: boats", "name: Boats", ['name = "Boats"', "pattern"]),
         ("name: boats", "name: ships", ["name = 'ships'", "the folder's name 'boats'"]),
@@ -205,6 +229,12 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path, old, new, words):
     line = refusal(tmp_path, SMALL.replace(old, new, 1))
     for word in words:
         assert word in line
+
+
+def test_agreement_is_with_the_candidate_of_the_kind_fp32_whatever_its_name(tmp_path):
+    rule = "gate: {rules: [{metric: agreement, min: .9}]}"
+    named = SMALL.replace("train:", f"{rule}\ncompress: {{variants: [{{kind: fp32, name: whole}}, int8]}}\ntrain:", 1)
+    assert load_workload(write(tmp_path, named), "boats").compress.labels == ("whole", "int8")
 
 
 TAGGED = """
