@@ -218,7 +218,7 @@ def check_approved(order: Order, site: Site) -> None:
     if asked.required and not asked.approved:
         raise Refused(f"{order.workload}: version {order.version} is not approved; ./drydock review {order.workload}")
     if asked.approved:
-        judged_by = versions.evidence_of(site.mlflow, asked.version)["gate_sha256"]
+        judged_by = versions.evidence_of(site.mlflow, asked.version).get("gate_sha256")
         if judged_by != load_workload(site.workloads, order.workload).gate.digest_sha256:
             raise Refused(
                 f"{order.workload}: version {order.version} was judged and approved by other gate rules than the "

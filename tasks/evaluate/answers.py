@@ -26,9 +26,13 @@ BATCH_ROWS = 256
 
 class Answers(Protocol):
     """Each class on the holdout's rows; ``flat`` is for the report's pictures: true classes and probabilities, or true
-    numbers and those that were said, or of texts pieces and their mean log-probability."""
+    numbers and those that were said, or of texts pieces and their mean log-probability. ``gap_of``: the metric whose
+    gap between groups is measured, where it isn't the shares of classes."""
 
     names: tuple[str, ...]
+
+    @property
+    def gap_of(self) -> str: ...
 
     @property
     def flat(self) -> tuple[np.ndarray, np.ndarray]: ...
@@ -82,6 +86,8 @@ class ClassAnswers(NamedTuple):
     true: np.ndarray
     probabilities: np.ndarray
     names: tuple[str, ...]
+
+    gap_of = ""
 
     @property
     def flat(self) -> tuple[np.ndarray, np.ndarray]:

@@ -32,6 +32,8 @@ class NumberAnswers(NamedTuple):
     relevant: float | None = None
     names: tuple[str, ...] = ()
 
+    gap_of = "rmse"
+
     @property
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
         return self.true, self.said

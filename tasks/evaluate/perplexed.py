@@ -31,6 +31,8 @@ class TextAnswers(NamedTuple):
     characters: np.ndarray
     names: tuple[str, ...] = ()
 
+    gap_of = "bits_per_character"
+
     @property
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
         return self.pieces, -self.nats / self.pieces

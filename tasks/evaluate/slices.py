@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ LEAST_ROWS, MOST_GROUPS = 10, 20
 
 
 def measure_slices(declared: Evaluate, data: Path, answers: Answers) -> tuple[Measurement, ...]:
-    """Measure accuracy and macro F1 (of tagged words entity F1) on each slice, and the gaps between each column's
-    groups. The answers are in the order of the holdout's rows in ``data``.
+    """Measure the main metrics on each slice, and the gaps between each column's groups. The answers are in the order
+    of the holdout's rows in ``data``.
 
     Raises:
         BadRequest: a condition that DuckDB can't answer, or a column that the data lacks.
@@ -39,8 +40,11 @@ def measure_slices(declared: Evaluate, data: Path, answers: Answers) -> tuple[Me
         if column not in table.column_names:
             raise BadRequest(f"evaluate.groups: {column!r} is not there, must be one of {table.column_names}")
         values = np.array([str(value) for value in table.column(column).to_pylist()])
-        true, p = answers.flat
-        found += gaps(column, values, true, p.argmax(axis=1), len(answers.names))
+        if answers.gap_of:
+            found += gap_between(column, values, answers)
+        else:
+            true, p = answers.flat
+            found += gaps(column, values, true, p.argmax(axis=1), len(answers.names))
     return tuple(found)
 
 
@@ -71,7 +75,7 @@ def gaps(
     arXiv:1610.02413), likewise. Each with the 95 % interval of the difference of the two shares. A column with one
     group of ten rows or more has no gap to measure.
     """
-    groups = [value for value in np.unique(values) if (values == value).sum() >= LEAST_ROWS][:MOST_GROUPS]
+    groups = _groups(values)
     right = predicted == true
     shares = {name: [(int(right[values == name].sum()), int((values == name).sum()))] for name in groups}
     found = []
@@ -98,6 +102,38 @@ def gaps(
             where = f"group:{column}"
             found.append(Measurement(metric=metric, slice=where, value=value, samples=n, low=low, high=high))
     return found
+
+
+def gap_between(column: str, values: np.ndarray, answers: Answers) -> list[Measurement]:
+    """Return the main metrics by group of a column's values [B], and the largest gap between two groups' values of the
+    one that counts (``gap_of``), with its 95 % interval by those of the two (MOVER, Zou and Donner 2008)."""
+    by_group = [answers.measure_part(f"{column}={name}", values == name) for name in _groups(values)]
+    found = [m for group in by_group for m in group]
+    told = sorted((m for m in found if m.metric == answers.gap_of and m.samples), key=lambda m: m.value)
+    if len(told) < 2:
+        return found
+    less, more = told[0], told[-1]
+    gap = more.value - less.value
+    (down_of_less, up_of_less), (down_of_more, up_of_more) = _reach(less), _reach(more)
+    gap_measured = Measurement(
+        metric=f"{answers.gap_of}_gap",
+        slice=f"group:{column}",
+        value=gap,
+        samples=min(less.samples, more.samples),
+        low=max(0.0, gap - math.hypot(down_of_more, up_of_less)),
+        high=gap + math.hypot(up_of_more, down_of_less),
+    )
+    return [*found, gap_measured]
+
+
+def _reach(measured: Measurement) -> tuple[float, float]:
+    """How far the interval goes below the value, and above it."""
+    low, high = (measured.value if end is None else end for end in (measured.low, measured.high))
+    return measured.value - low, high - measured.value
+
+
+def _groups(values: np.ndarray) -> list[str]:
+    return [value for value in np.unique(values) if (values == value).sum() >= LEAST_ROWS][:MOST_GROUPS]
 
 
 def _counts(predicted: np.ndarray, there: np.ndarray, num_classes: int) -> list[tuple[int, int]]:

@@ -28,6 +28,8 @@ class TagAnswers(NamedTuple):
     probabilities: np.ndarray
     names: tuple[str, ...]
 
+    gap_of = "entity_f1"
+
     @property
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
         return np.concatenate(self.true), self.probabilities

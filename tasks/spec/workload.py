@@ -170,8 +170,6 @@ class Workload(Value):
             raise ValueError(f"train.stopping.metric = {train.stopping.metric!r}, must be loss: a number is learnt")
         if train.class_weights != "none" or train.label_smoothing:
             raise ValueError("train.class_weights and train.label_smoothing: are for classes; must be left out")
-        if self.evaluate.groups:
-            raise ValueError("evaluate.groups: must be empty where a number is learnt; declare evaluate.slices")
         relevant = self.evaluate.relevant
         if relevant is not None and not label.min <= relevant <= label.max:
             raise ValueError(f"evaluate.relevant = {relevant:g}, must be from {label.min:g} to {label.max:g}")
@@ -193,8 +191,6 @@ class Workload(Value):
             raise ValueError(f"{found}, must be loss: where it is least, so is perplexity")
         if train.class_weights != "none":
             raise ValueError(f"train.class_weights = {train.class_weights!r}: is for classes; must be left out")
-        if self.evaluate.groups:
-            raise ValueError("evaluate.groups: must be empty where the next piece is told; declare evaluate.slices")
         for variant in self.compress.variants:
             if isinstance(variant, Distilled | Pruned | Sparse | StaticInt8):
                 known = "int4, int8, fp16 or bf16"
@@ -209,8 +205,6 @@ class Workload(Value):
             return self
         if odd := [name for name in self.data.label.names if name.split() != [name]]:
             raise ValueError(f"data.label.classes: {odd[0]!r}, a tag must not be empty or hold white space")
-        if self.evaluate.groups:
-            raise ValueError("evaluate.groups: must be empty where words are tagged; declare evaluate.slices")
         if any(isinstance(variant, Distilled) for variant in self.compress.variants):
             raise ValueError("compress.variants: 'distilled' can't be of a network that tags words; use pruned or int8")
         return self

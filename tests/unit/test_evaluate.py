@@ -5,19 +5,24 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.evaluate.answers import ClassAnswers
 from tasks.evaluate.metrics import auroc, difference
+from tasks.evaluate.numeric import NumberAnswers
 from tasks.evaluate.paired import mcnemar, paired_interval
 from tasks.evaluate.pareto import front
 from tasks.evaluate.plots import draw_pareto, png
 from tasks.evaluate.robust import OUT_OF_RANGE, PERTURBATIONS, measure_robustness
-from tasks.evaluate.slices import gaps
+from tasks.evaluate.slices import gap_between, gaps, measure_slices
 from tasks.serve.package import open_package
+from tasks.spec.evaluate import Evaluate
 from tasks.spec.feature import ImageFeature, TableFeature, TextFeature
+from tasks.spec.label import NumberLabel
 
 pytestmark = pytest.mark.timeout(60)
 COUNT = st.integers(0, 60)
@@ -76,6 +81,26 @@ def test_gaps_between_groups():
     assert found["recall_gap", "group:sex"].value == pytest.approx(0.5)
     assert ("accuracy", "sex=rare") not in found
     assert found["recall_gap", "group:sex"].low < 0.5 < found["recall_gap", "group:sex"].high
+
+
+def test_the_gap_between_groups_of_what_is_no_share(tmp_path):
+    """Of numbers: two groups of known errors, one too small to count; the interval is of both groups' together."""
+    label = NumberLabel(kind="number", column="y", min=0, max=10)
+    draw, values = np.random.default_rng(0), np.array(["a"] * 400 + ["b"] * 400 + ["rare"] * 3)
+    true = draw.uniform(2, 8, 803)
+    said = true + np.concatenate([draw.normal(0, 0.5, 400), draw.normal(0, 1.5, 400), np.zeros(3)])
+    answers = NumberAnswers(true, said, label)
+    pq.write_table(pa.table({"split": ["holdout"] * 803, "sex": values}), tmp_path / "data.parquet")
+    measured = measure_slices(Evaluate(groups=("sex",)), tmp_path / "data.parquet", answers)
+    found = {(m.metric, m.slice): m for m in measured}
+    gap, a, b = found["rmse_gap", "group:sex"], found["rmse", "sex=a"], found["rmse", "sex=b"]
+    assert ("rmse", "sex=rare") not in found
+    assert gap.value == pytest.approx(b.value - a.value)
+    assert gap.samples == 400
+    assert b.low - a.high < gap.low < gap.value < gap.high < b.high - a.low
+    assert gap.low > 0.8, "the groups differ by one, and that is no chance"
+    one = gap_between("sex", np.array(["a"] * 803), answers)
+    assert {m.metric for m in one} == {"rmse", "mae"}, "one group has no gap"
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))

@@ -204,7 +204,6 @@ def test_what_is_measured_can_be_ruled_on():
         ("metric: perplexity", "metric: accuracy", "metric = 'accuracy', must be one of"),
         ("gate:", "evaluate: {relevant: 3}\ngate:", "evaluate.relevant: must be left out"),
         ("gate:", "evaluate: {perturb: [typos]}\ngate:", "evaluate.perturb = 'typos', must be left out where the next"),
-        ("gate:", "evaluate: {groups: [text]}\ngate:", "evaluate.groups: must be empty where the next piece is told"),
         ("gate:", "compress: {variants: [{kind: pruned}]}\ngate:", "'pruned' can't be of a language model; use int4"),
         ("gate:", "compress: {variants: [int8-static]}\ngate:", "'int8-static' can't be of a language model"),
         ("train:", "  split: {stratified: true}\ntrain:", "split.stratified = true: a text is of no class"),

@@ -10,7 +10,7 @@ import pytest
 
 from tasks.evaluate.metrics import measure
 from tasks.evaluate.robust import PERTURBATIONS
-from tasks.evaluate.slices import gaps
+from tasks.evaluate.slices import gap_between, gaps
 from tasks.evaluate.tagged import TagAnswers
 from tasks.spec.errors import DrydockError
 from tasks.spec.evaluate import Evaluate, Slice
@@ -48,14 +48,15 @@ def test_so_it_is_where_words_are_tagged():
     true = [draw.integers(0, 4, 5) for _ in range(40)]
     answers = TagAnswers(true, draw.dirichlet((1,) * 4, 200), tags.names)
     part = answers.measure_part("slice:wide", np.ones(40, dtype=bool))
-    sliced = Evaluate(slices=EVALUATE.slices)
-    for found in declared((*answers.measure(), *part)):
+    grouped = gap_between("sex", np.array(["a", "b"] * 20), answers)
+    assert {m.metric for m in grouped} == {"accuracy", "entity_f1", "entity_f1_gap"}
+    for found in declared((*answers.measure(), *part, *grouped)):
         rule = Rule(metric=found.metric, slice=found.slice, min=found.value)
-        assert wrong_with(rule, words, tags, sliced) is None, found
-    for metric in ("auroc", "mcnemar_p"):
-        wrong = str(wrong_with(Rule(metric=metric, min=0.1), words, tags, sliced))
+        assert wrong_with(rule, words, tags, EVALUATE) is None, found
+    for metric in ("auroc", "mcnemar_p", "accuracy_gap"):
+        wrong = str(wrong_with(Rule(metric=metric, min=0.1), words, tags, EVALUATE))
         assert wrong.startswith(f"metric = '{metric}', must be one of")
-    wrong = wrong_with(Rule(metric="recall", slice="class:B-PER", min=0.1), words, tags, sliced)
+    wrong = wrong_with(Rule(metric="recall", slice="class:B-PER", min=0.1), words, tags, EVALUATE)
     assert wrong == "slice = 'class:B-PER', must be one of those that recall is measured on: class:PER, class:LOC"
 
 

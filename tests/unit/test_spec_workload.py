@@ -252,7 +252,6 @@ train: {recipe: {kind: transformer}, stopping: {metric: entity_f1}}
     [
         ("kind: tokens", "kind: text", ["train.stopping.metric = 'entity_f1'", "must be loss or accuracy"]),
         ("B-x, I-x", "B-x, I x", ["data.label.classes: 'I x'", "white space"]),
-        ("train:", "evaluate: {groups: [tokens]}\ntrain:", ["evaluate.groups", "evaluate.slices"]),
         (
             "train:",
             "compress: {variants: [{kind: distilled, student: {kind: transformer}}]}\ntrain:",
