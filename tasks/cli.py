@@ -153,7 +153,7 @@ def run(workload: str, local: bool, params: tuple[str, ...], as_json: bool) -> N
         from tasks.local import run_local
         from tasks.spec.changes import changed
 
-        done = run_local(changed(load_workload(site.workloads, workload), asked), site, tell)
+        done = run_local(changed(load_workload(site.workloads, workload), asked), site, tell, (user(),))
         result = done["register"]
     else:
         from tasks.command.up import retrain

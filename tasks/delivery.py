@@ -37,6 +37,7 @@ from tasks.replicas import (
 from tasks.site import Site
 from tasks.spec.errors import BadRequest, Refused, TryAgain
 from tasks.spec.load import load_workload
+from tasks.spec.rules import Rule
 from tasks.spec.value import Value
 
 if TYPE_CHECKING:
@@ -218,8 +219,9 @@ def check_approved(order: Order, site: Site) -> None:
     if asked.required and not asked.approved:
         raise Refused(f"{order.workload}: version {order.version} is not approved; ./drydock review {order.workload}")
     if asked.approved:
-        judged_by = versions.evidence_of(site.mlflow, asked.version).get("gate_sha256")
-        if judged_by != load_workload(site.workloads, order.workload).gate.digest_sha256:
+        # A run may have added rules of its own; those of the workload's file must be among them.
+        rules = {Rule.model_validate(rule) for rule in versions.evidence_of(site.mlflow, asked.version)["rules"]}
+        if not rules.issuperset(load_workload(site.workloads, order.workload).gate.rules):
             raise Refused(
                 f"{order.workload}: version {order.version} was judged and approved by other gate rules than the "
                 f"workload has now; ./drydock run {order.workload} judges it anew"

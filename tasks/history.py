@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks.data.predictions import find_prediction
 from tasks.registry import versions
+from tasks.release.model import Version
 from tasks.site import Site
 from tasks.spec.errors import BadRequest
 
@@ -54,7 +55,8 @@ def origin_of(site: Site, workload: str, passport: str) -> dict[str, str]:
     found = versions.find(site.mlflow, workload, digest)
     if found is None:
         raise BadRequest(f"{workload}: no registered version holds package {digest[:12]}")
-    decision = site.ledger.decision(workload, found.evidence_sha256)
+    served_then = Version(version=found.version, digest_sha256=digest)
+    decision = site.ledger.decision(workload, served_then, until=answered_at)
     served = [row.at for row in site.ledger.history(workload) if row.kind == "commit" and row.version == found.version]
     return {
         "answered_at": answered_at.isoformat(timespec="milliseconds"),

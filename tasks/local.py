@@ -16,8 +16,8 @@ from tasks.store.space import require_space
 Say = Callable[[str], None]
 
 
-def run_local(workload: Workload, site: Site, say: Say) -> dict[str, Any]:
-    """Run the retrain's steps in order; return all results by step, as plain data.
+def run_local(workload: Workload, site: Site, say: Say, asked_by: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Run the retrain's steps in order for those who asked; return all results by step, as plain data.
 
     Raises:
         DrydockError: as the step that failed says; results so far are kept and recognised by the next run.
@@ -36,13 +36,21 @@ def run_local(workload: Workload, site: Site, say: Say) -> dict[str, Any]:
             done[step] = [_timed(step, workload, done, site, say, item) for item in done["compress"]]
             done["evaluate_champion"] = _timed("evaluate_champion", workload, done, site, say)
         else:
-            done[step] = _timed(step, workload, done, site, say)
+            done[step] = _timed(step, workload, done, site, say, asked_by=asked_by)
     return done
 
 
-def _timed(step: str, workload: Workload, done: dict[str, Any], site: Site, say: Say, item: Any = None) -> Any:
+def _timed(
+    step: str,
+    workload: Workload,
+    done: dict[str, Any],
+    site: Site,
+    say: Say,
+    item: Any = None,
+    asked_by: tuple[str, ...] = (),
+) -> Any:
     started = time.monotonic()
-    request = request_for(step, workload, done, site, item)
+    request = request_for(step, workload, done, site, item, asked_by)
     if request is None:
         return None
     result = run_step("evaluate" if step == "evaluate_champion" else step, request, site)

@@ -262,7 +262,7 @@ def register(workload: Workload, done: Done, site: Site, item: Any = None) -> Va
         summary=judged["summary"],
         review_required=workload.review.required,
         code_sha256=code_sha256(("data", "train", "compress", "evaluate", "gate", "serve")),
-        gate_sha256=workload.gate.digest_sha256,
+        rules=workload.gate.rules,
         dataset=_room(done["version"]),
         chosen=r.Candidate.parse(judged["chosen"], "the verdict"),
         judged=_room(judged),
@@ -271,12 +271,16 @@ def register(workload: Workload, done: Done, site: Site, item: Any = None) -> Va
     )
 
 
-def request_for(step: str, workload: Workload, done: Done, site: Site, item: Any = None) -> Value | None:
-    """Return the request of one step. ``done`` holds the results before it, by step, as plain data."""
+def request_for(
+    step: str, workload: Workload, done: Done, site: Site, item: Any = None, asked_by: tuple[str, ...] = ()
+) -> Value | None:
+    """Return the request of one step. ``done`` holds the results before it, by step, as plain data; ``asked_by`` who
+    asked for the run, which registration keeps."""
     builders = {name: globals()[name] for name in (*RETRAIN, "trial", "evaluate_champion")}
     if step not in builders:
         raise BadRequest(f"step {step!r} is not part of a retrain: {', '.join(builders)}")
-    return builders[step](workload, done, site, item)
+    request: Value | None = builders[step](workload, done, site, item)
+    return request.model_copy(update={"asked_by": asked_by}) if isinstance(request, r.RegisterRequest) else request
 
 
 def _room(result: dict[str, Any]) -> RoomRef:

@@ -143,9 +143,12 @@ def hear_tags(workload: str, site: Site) -> None:
         if not load_workload(site.workloads, workload).review.accept_unnamed:
             why = f"{workload} version {version.version}: a tag in MLflow names no author, review.accept_unnamed "
             why += "is false; answer in Airflow or by ./drydock review"
+            # First: a tag that can't be taken off would be refused again and again.
+            versions.delete_version_tag(site.mlflow, workload, version.version, versions.REQUEST_TAG)
             record_event(site.home, "refusal", why)
             record_refusal(workload, version, "a tag in MLflow", why, site)
-        elif not answer_waiting(workload, version.version, request == "approved", "by a tag in MLflow", site):
+            continue
+        if not answer_waiting(workload, version.version, request == "approved", "by a tag in MLflow", site):
             continue
         versions.delete_version_tag(site.mlflow, workload, version.version, versions.REQUEST_TAG)
 

@@ -45,9 +45,9 @@ def question(workload: str, version: str | None, site: Site) -> Question:
     found = versions.get(site.mlflow, workload, version)
     rules = load_workload(site.workloads, workload).review
     target = served_version(found)
-    decision = site.ledger.decision(workload, found.evidence_sha256)
-    if decision and decision.target != target:
-        # MLflow's tags can be edited by anyone: a decision counts for the package that it was made on.
+    # MLflow's tags can be edited by anyone: a decision counts for the package that it was made on.
+    decision = site.ledger.decision(workload, target)
+    if decision and decision.kind == "approval" and decision.detail["evidence_sha256"] != found.evidence_sha256:
         decision = None
     champion = site.ledger.champion(workload)
     told = f"{decision.actor}, {decision.at}: {decision.reason}" if decision else ""

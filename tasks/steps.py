@@ -148,7 +148,9 @@ def _log_data_report(request: r.TrainRequest, run_id: str, site: Site) -> None:
 
 def _run_papers(request: r.TrainRequest) -> tuple[dict[str, Any], dict[str, str]]:
     """The run's parameters (the train section, flat) and tags."""
-    params = _flat(request.train.model_dump(mode="json"))
+    from tasks.registry.runs import flat
+
+    params = flat(request.train.model_dump(mode="json"))
     tags = {"drydock.workload": request.workload, "drydock.dataset_revision": request.revision}
     return params, tags | {"drydock.dataset_sha256": request.dataset.digest_sha256}
 
@@ -268,20 +270,25 @@ def run_step(name: str, request: Value, site: Site, **more: Any) -> Value:
     step, room = _step(name), room_of(name, request, site)
     room.path.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(room.lock):
-        if not _whole(step, room, request, site):
+        if not (_whole(room, site) and _holds(step, room, request, site)):
             result = step.run(request, room.begin(), site, **more)
             room.publish(result.model_dump(mode="json"))
     return _checked(step, room)
 
 
-def finished(name: str, request: Value, site: Site) -> Value | None:
-    """Return the result of a request whose room is published, or None. Refusals raise as in ``run_step``."""
+def finished(name: str, request: Value, site: Site, just_now: bool = False) -> Value | None:
+    """Return the result of a request whose room is published, or None; unless that was just now, what was done outside
+    it must hold too. Refusals raise as in ``run_step``."""
     step, room = _step(name), room_of(name, request, site)
-    return _checked(step, room) if _whole(step, room, request, site) else None
+    return _checked(step, room) if _whole(room, site) and (just_now or _holds(step, room, request, site)) else None
 
 
-def _whole(step: Step, room: Room, request: Value, site: Site) -> bool:
-    """Whether the room is published and right (a rotten one is set aside), and what was done outside it holds."""
+def _holds(step: Step, room: Room, request: Value, site: Site) -> bool:
+    return step.holds(request, step.result.parse(room.result(), str(room.final)), site)
+
+
+def _whole(room: Room, site: Site) -> bool:
+    """Whether the room is published and its bytes are right; a rotten one is set aside, and made again."""
     if (ref := room.published()) is None:
         return False
     try:
@@ -290,7 +297,7 @@ def _whole(step: Step, room: Room, request: Value, site: Site) -> bool:
         aside = room.set_aside()
         record_event(site.home, "failure", f"{error}; it is made again, the rotten one lies in {aside}")
         return False
-    return step.holds(request, step.result.parse(room.result(), str(room.final)), site)
+    return True
 
 
 def room_of(name: str, request: Value, site: Site) -> Room:
@@ -351,10 +358,3 @@ def _step(name: str) -> Step:
     if name not in STEPS:
         raise BadRequest(f"step {name!r} is not there, must be one of {', '.join(STEPS)}")
     return STEPS[name]
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in data.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat

@@ -24,6 +24,7 @@ from tasks.spec.compress import Pruned, Sparse
 from tasks.spec.errors import BadRequest
 from tasks.spec.feature import encode
 from tasks.spec.tokens import encode_tags
+from tasks.train.loss import Loss, loss_on
 from tasks.train.prepare import read_split
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -139,28 +140,30 @@ def _shrink_norm(norm: nn.Module, kept: Tensor) -> None:
 
 
 def _train_on(source: Source, train: Rows, held: Rows, epochs: int) -> None:
-    """Train the body on in this process: a few epochs from weights that are nearly right need no gang."""
+    """Train the body on, by the workload's own loss, in this process: a few epochs from weights that are nearly right
+    need no gang."""
     request, body = source.request, source.body
     (x, y), (x_held, y_held) = train, held
     optimiser = torch.optim.Adam(body.parameters(), lr=min(FINE_TUNING_RATE, request.train.optimiser.learning_rate))
-    best, best_loss = copy.deepcopy(body.state_dict()), _loss(body, x_held, y_held)
+    loss_of = loss_on(request.train, request.feature, request.label, y.numpy())
+    best, best_loss = copy.deepcopy(body.state_dict()), _loss(body, loss_of, x_held, y_held)
     for _ in range(epochs):
         body.train()
         for rows in torch.randperm(len(x)).split(request.train.batch_size):
             optimiser.zero_grad(set_to_none=True)
-            nn.functional.cross_entropy(body(x[rows]), y[rows]).backward()
+            loss_of(body(x[rows]), y[rows]).backward()
             optimiser.step()
-        if (loss := _loss(body, x_held, y_held)) < best_loss:
+        if (loss := _loss(body, loss_of, x_held, y_held)) < best_loss:
             best, best_loss = copy.deepcopy(body.state_dict()), loss
     body.load_state_dict(best)
     body.eval()
 
 
 @torch.no_grad()
-def _loss(body: nn.Module, x: Tensor, y: Tensor) -> float:
+def _loss(body: nn.Module, loss_of: Loss, x: Tensor, y: Tensor) -> float:
     body.eval()
     parts = zip(x.split(1024), y.split(1024), strict=True)
-    return sum(float(nn.functional.cross_entropy(body(a), b, reduction="sum")) for a, b in parts) / len(y)
+    return sum(len(b) * float(loss_of(body(a), b)) for a, b in parts) / len(y)
 
 
 def _tensors(source: Source, data: Path, split: str) -> Rows:

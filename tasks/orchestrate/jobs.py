@@ -80,7 +80,7 @@ def outcome(step: str, request: Value, status: JobStatus, site: Site) -> Value:
     Raises:
         DrydockError: the step's own error, by its exit code; TryAgain where the job was killed or lost.
     """
-    if result := finished(step, request, site):
+    if result := finished(step, request, site, just_now=True):
         return result
     if status.state is JobState.MISSING:
         raise TryAgain(f"{step}: its job is gone (the supervisor was restarted); it starts again")

@@ -25,7 +25,6 @@ from tasks.site import Site
 from tasks.spec.changes import changed
 from tasks.spec.errors import DrydockError, from_os, retryable, told
 from tasks.spec.load import load_workload
-from tasks.spec.requests import RegisterRequest
 from tasks.spec.value import Value
 from tasks.spec.workload import Workload
 from tasks.steps import finished, parse_request
@@ -122,10 +121,7 @@ class StepOperator(BaseOperator):
     def _request(self, context: Any, site: Site) -> Value | None:
         ti = context["ti"]
         workload = Workload.parse(ti.xcom_pull(task_ids=PLAN), "the run's plan")
-        request = request_for(self.step, workload, ResultsSoFar(ti), site, self.item)
-        if isinstance(request, RegisterRequest):
-            request = request.model_copy(update={"asked_by": askers_of(context)})
-        return request
+        return request_for(self.step, workload, ResultsSoFar(ti), site, self.item, askers_of(context))
 
     def _follow(self, site: Site) -> JobStatus:
         """Wait for the job and pass its log on; give up waiting (not the job) after a while."""

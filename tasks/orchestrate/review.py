@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
 from airflow.sdk import Param, ParamsDict
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
@@ -74,12 +74,12 @@ class ReviewOperator(ApprovalOperator):
                 f"Refused: nobody answered within {self.response_timeout}; release the version by hand to ask again"
             )
         self.params = _form()
-        answered = super().execute_complete(context, event)
+        answered = HITLOperator.execute_complete(self, context, event)
         approved = answered["chosen_options"][0] == self.APPROVE
         who = (answered.get("responded_by_user") or {}).get("name") or "unnamed"
         reason = str(answered["params_input"].get("reason") or "").strip()
         if len(reason) < REASON_CHARACTERS:
-            # Airflow tries again, which asks again.
+            # Airflow tries the task again, a few times, which asks again.
             raise AirflowException(f"Refused: {who} gave no reason; it is kept with the decision. Asked again")
         with as_airflow():
             site = Site()
@@ -90,4 +90,6 @@ class ReviewOperator(ApprovalOperator):
                 shown = context["ti"].xcom_pull(task_ids=self.task_id, key=SHOWN)
                 review.decide(asked, approved, who, reason, site, askers_of(context), rules, shown)
                 notify(site, self.workload, "approval" if approved else "rejection", f"{asked.title} {who}: {reason}")
+        # Last: where the answer is no, this ends the task with what comes after it skipped.
+        super().execute_complete(context, event)
         return asked.model_dump(mode="json") | {"answer": answered["chosen_options"][0], "by": who, "reason": reason}

@@ -39,12 +39,14 @@ def register_package(
         return _result(existing, created=False)
     opened = open_package(package, digest, keys)
     run_id = existing.run_id if existing else request.run_id
-    card = render_card(root / "mlflow" / "card.md.j2", _facts(request, opened, evidence, keys, gateway))
+    papers = versions.papers(sha256_of(evidence))
+    facts = _facts(request, opened, evidence, keys, gateway) | {"whole": f"#/runs/{run_id}/artifacts/{papers}/card.md"}
+    card = render_card(root / "mlflow" / "card.md.j2", facts)
     with tempfile.TemporaryDirectory() as scratch:
         write_json(Path(scratch) / "evidence.json", evidence)
         (Path(scratch) / "card.md").write_text(card)
         for name in ("evidence.json", "card.md"):
-            runs.log_file(client, run_id, Path(scratch) / name, f"evidence-{digest[:12]}")
+            runs.log_file(client, run_id, Path(scratch) / name, papers)
     if existing:
         return _result(versions.renew(client, existing, card, _tags(request, evidence)), created=False)
     keep_holdout(client, request.run_id, request.dataset, opened.signature.feature, digest, packages)
@@ -62,13 +64,13 @@ def is_registered(request: RegisterRequest, done: RegisterResult, client: Any) -
     return found is not None and found.evidence_sha256 == done.evidence_sha256
 
 
-def evidence_pack(request: RegisterRequest, keys: Path) -> dict[str, str]:
-    """Return what an approval binds to: digests of model, data, gate and validations."""
+def evidence_pack(request: RegisterRequest, keys: Path) -> dict[str, Any]:
+    """Return what an approval binds to: digests of model, data, code, verdict and validations, and the gate's rules."""
     return {
         "package_sha256": request.chosen.package_sha256,
         "dataset_sha256": request.dataset.digest_sha256,
         "code_sha256": request.code_sha256,
-        "gate_sha256": request.gate_sha256,
+        "rules": [rule.model_dump(mode="json") for rule in request.rules],
         "verdict_sha256": sha256_file(open_room(request.judged) / "verdict.json"),
         "validate_data_sha256": request.validate_data.digest_sha256,
         "validate_labels_sha256": request.validate_labels.digest_sha256,
@@ -91,7 +93,7 @@ def _keep_package(request: RegisterRequest, packages: Path, keys: Path) -> Path:
 
 
 def _facts(
-    request: RegisterRequest, opened: Package, evidence: dict[str, str], keys: Path, gateway: str
+    request: RegisterRequest, opened: Package, evidence: dict[str, Any], keys: Path, gateway: str
 ) -> dict[str, Any]:
     verdict = json.loads((open_room(request.judged) / "verdict.json").read_text())
     evaluation = open_room(request.chosen.evaluation)
@@ -125,7 +127,6 @@ def _facts(
         "warnings": data["warned"],
         "privacy": Receipt.parse(receipt, "the receipt").summary,
         "run": f"#/runs/{request.run_id}/artifacts",
-        "whole": f"evidence-{request.chosen.package_sha256[:12]}/card.md",
         "labels": "each text is its own" if opened.signature.tells_next else _labels(labels),
         "inputs": _inputs(opened),
         "gateway": gateway,
@@ -157,7 +158,7 @@ def _inputs(package: Package) -> str:
     return f"the columns {', '.join(feature.columns)}"
 
 
-def _tags(request: RegisterRequest, evidence: dict[str, str]) -> dict[str, str]:
+def _tags(request: RegisterRequest, evidence: dict[str, Any]) -> dict[str, str]:
     measured = json.loads((open_room(request.chosen.evaluation) / "measurements.json").read_text())
     energy = next(m["value"] for m in measured if m["metric"] == "joules_per_1000")
     return {

@@ -162,3 +162,11 @@ def log_file(client: Any, run_id: str, path: Path, under: str) -> None:
 def finish_run(client: Any, run_id: str, status: str = "FINISHED") -> None:
     with translated("the run's end"):
         client.set_terminated(run_id, status)
+
+
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested data as parameters: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``. Pure."""
+    found: dict[str, Any] = {}
+    for name, value in data.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found

@@ -100,7 +100,8 @@ def renew(client: Any, version: Version, card: str, tags: dict[str, str]) -> Ver
         client.update_model_version(version.workload, version.version, description=fitting(card))
         for key in sorted(tags, key=lambda key: key == EVIDENCE_TAG):
             client.set_model_version_tag(version.workload, version.version, key, tags[key])
-        client.delete_model_version_tag(version.workload, version.version, DECISION_TAG)
+    delete_version_tag(client, version.workload, version.version, DECISION_TAG)
+    with translated(f"version {version.version} of {version.workload}"):
         return _version(client.get_model_version(version.workload, version.version))
 
 
@@ -146,22 +147,34 @@ def _downloaded(client: Any, version: Version, scratch: str, keys: Path) -> Path
     return folder
 
 
-def evidence_of(client: Any, version: Version) -> dict[str, str]:
+def evidence_of(client: Any, version: Version) -> dict[str, Any]:
     """Return a version's evidence pack: it lies with the run's artifacts, and its digest is what approvals bind to.
 
     Raises:
         IntegrityLost: it is not the pack that the version's tags state.
     """
-    under = f"evidence-{version.package_sha256[:12]}/evidence.json"
+    name, folder = f"{version.workload} version {version.version}", papers(version.evidence_sha256)
+    path = f"{folder}/evidence.json"
     with tempfile.TemporaryDirectory() as scratch, translated(f"the evidence of {version.workload}"):
-        pack: dict[str, str] = json.loads(Path(client.download_artifacts(version.run_id, under, scratch)).read_bytes())
-    name, digest = f"{version.workload} version {version.version}", sha256_of(pack)
+        if path not in {item.path for item in client.list_artifacts(version.run_id, folder)}:
+            raise IntegrityLost(f"{name}: its run has no evidence {version.evidence_sha256[:12]}")
+        content = Path(client.download_artifacts(version.run_id, path, scratch)).read_bytes()
+    try:
+        pack: dict[str, Any] = json.loads(content)
+    except ValueError:
+        raise IntegrityLost(f"{name}: its evidence pack can't be read") from None
+    digest = sha256_of(pack)
     if digest != version.evidence_sha256:
         wanted = version.evidence_sha256[:12]
         raise IntegrityLost(f"{name}: its evidence pack has digest {digest[:12]}, must be {wanted}")
     if pack.get("package_sha256") != version.package_sha256:
         raise IntegrityLost(f"{name}: its evidence is of package {str(pack.get('package_sha256'))[:12]}")
     return pack
+
+
+def papers(evidence_sha256: str) -> str:
+    """The folder under its run of a version's evidence and card: another for each evidence, so that none is changed."""
+    return f"evidence-{evidence_sha256[:12]}"
 
 
 def _artifacts(package_sha256: str) -> str:

@@ -39,6 +39,7 @@ from tasks.store.files import exclusive
 
 LEASE_SECONDS = 15.0
 POLL_SECONDS = 0.02
+DECISIONS = ("approval", "rejection")
 C = TABLE.c
 
 
@@ -155,14 +156,12 @@ class Ledger:
         required("reason", reason)
         return self._decide("rejection", workload, version, evidence_sha256, actor, reason)
 
-    def decision(self, workload: str, evidence_sha256: str) -> Row | None:
-        """Return the last approval or rejection that binds to this evidence, or None."""
-        return _decision(self.chain.rows, workload, evidence_sha256)
+    def decision(self, workload: str, version: Version, until: dt.datetime | None = None) -> Row | None:
+        """Return the last approval or rejection of a version (up to a time), or None; its detail names the evidence.
 
-    def approval(self, workload: str, evidence_sha256: str) -> Row | None:
-        """Return the approval of this evidence, or None where there is none or a rejection came after it."""
-        row = self.decision(workload, evidence_sha256)
-        return row if row and row.kind == "approval" else None
+        An approval counts for that evidence alone, a rejection until the version is approved.
+        """
+        return _decision(self.chain.rows, workload, version, until)
 
     def record_event(
         self, workload: str, action: str, actor: str, reason: str, detail: dict[str, Any] | None = None
@@ -244,12 +243,12 @@ class Ledger:
         entry["detail"] = {"evidence_sha256": required("evidence_sha256", evidence_sha256)}
 
         def decide(read: Read) -> list[Entry]:
-            last = _decision(read, workload, evidence_sha256)
-            same = last and (last.kind, last.actor, last.target) == (kind, entry["actor"], version)
+            last = _decision(read, workload, version)
+            same = last and (last.kind, last.actor, last.detail) == (kind, entry["actor"], entry["detail"])
             return [] if same else [entry]
 
         self.chain.append(decide)
-        return _decision(self.chain.rows, workload, evidence_sha256)  # type: ignore[return-value]
+        return _decision(self.chain.rows, workload, version)  # type: ignore[return-value]
 
 
 def _may_reopen(known: Intent, entry: Entry) -> bool:
@@ -318,6 +317,6 @@ def _champion(read: Read, workload: str, *where: Any) -> Version | None:
     return champion_of(lineage(read(C.workload == workload, C.kind == "commit", *where, newest=1)))
 
 
-def _decision(read: Read, workload: str, evidence_sha256: str) -> Row | None:
-    rows = read(C.workload == workload, C.kind.in_(("approval", "rejection")))
-    return next((r for r in reversed(rows) if r.detail.get("evidence_sha256") == evidence_sha256), None)
+def _decision(read: Read, workload: str, version: Version, until: dt.datetime | None = None) -> Row | None:
+    rows = [row for row in read(C.workload == workload, C.kind.in_(DECISIONS)) if row.target == version]
+    return next((r for r in reversed(rows) if until is None or dt.datetime.fromisoformat(r.at) <= until), None)

@@ -339,7 +339,7 @@ class RegisterRequest(Value):
     review_required: bool
     asked_by: tuple[str, ...] = Field(default=(), description="the people who asked for the run, as they are known")
     code_sha256: str = Field(description="digest of the sources that made and judged it")
-    gate_sha256: str = Field(description="digest of the rules by which it was judged")
+    rules: tuple[Rule, ...] = Field(description="those by which it was judged")
     dataset: RoomRef
     chosen: Candidate
     judged: RoomRef

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from tasks.spec.value import Value, sha256_of
+from tasks.spec.value import Value
 
 # Measured on the rows that candidate and champion both answered; where there is no champion, not applicable.
 PAIRED = ("accuracy_gain", "entity_f1_gain", "rmse_gain", "bits_gain", "mcnemar_p", "champion_agreement")
@@ -63,11 +63,6 @@ class Gate(Value):
         ),
         min_length=1,
     )
-
-    @property
-    def digest_sha256(self) -> str:
-        """What an approval binds to: other rules are another gate."""
-        return sha256_of(self.model_dump(mode="json"))
 
 
 class Measurement(Value):

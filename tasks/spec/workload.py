@@ -203,6 +203,8 @@ class Workload(Value):
             if self.train.stopping.metric == "entity_f1":
                 raise ValueError("train.stopping.metric = 'entity_f1', must be loss or accuracy: no words are tagged")
             return self
+        if self.train.class_weights == "adjusted" and self.train.label_smoothing:
+            raise ValueError("train.label_smoothing: must be 0 with class_weights 'adjusted' where words are tagged")
         if odd := [name for name in self.data.label.names if name.split() != [name]]:
             raise ValueError(f"data.label.classes: {odd[0]!r}, a tag must not be empty or hold white space")
         if any(isinstance(variant, Distilled) for variant in self.compress.variants):

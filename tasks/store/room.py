@@ -1,6 +1,6 @@
 """A room holds one step's result: ``result.json``, its files, and a manifest written last.
 
-    <home>/rooms/<step>/<key>/            a published room: whole, never changed again
+    <home>/rooms/<step>/<key>/            a published room: whole, never changed; it may be replaced by another
     <home>/rooms/<step>/.<key>/           the work in progress; a retry finds what it left
     <home>/rooms/<step>/.<key>.lock       held while a process works on the key
 """
@@ -67,7 +67,7 @@ class Room:
         write_json(self.path / RESULT, result)
         digest = write_manifest(self.path)
         if self.final.exists():
-            # A folder without a manifest under the final name was never whole (a copy by hand, say).
+            # Never whole (a copy by hand, say), or what the step did outside it no longer holds.
             shutil.rmtree(self.final)
         os.rename(self.path, self.final)
         sync_folder(self.final.parent)

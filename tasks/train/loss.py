@@ -26,16 +26,21 @@ def loss_of(train: Train, feature: Feature, label: Target, folder: Path) -> Loss
     """Return the loss that a train section asks for; ``folder`` holds the prepared arrays."""
     if label.kind == "number":
         return squared_error
-    y = np.load(folder / "arrays" / "train.y.npy", mmap_mode="r", allow_pickle=False)
+    return loss_on(train, feature, label, np.load(folder / "arrays" / "train.y.npy", mmap_mode="r", allow_pickle=False))
+
+
+def loss_on(train: Train, feature: Feature, label: Target, y: np.ndarray) -> Loss:
+    """Return the loss of classes; ``y`` are the training split's: indices [B], of tags or pieces [B, T], or a teacher's
+    answers [B, K]."""
+    # A student's targets are its teacher's answers, which were adjusted where its own would be.
+    is_adjusted = train.class_weights == "adjusted" and y.dtype.kind != "f"
+    smoothing = 0.0 if is_adjusted else train.label_smoothing
     weights = class_weights(y, label.num_outputs) if train.class_weights == "balanced" else None
     if feature.kind == "tokens" or label.kind == "next":
-        loss = tagging(train.label_smoothing, weights, float((y >= 0).sum()) / len(y))
+        loss = tagging(smoothing, weights, float((y >= 0).sum()) / len(y))
     else:
-        loss = cross_entropy(train.label_smoothing, weights)
-    # A student's targets are its teacher's answers, which were adjusted where its own would be.
-    if train.class_weights == "adjusted" and y.dtype.kind != "f":
-        return adjusted(loss, log_shares(y, label.num_outputs))
-    return loss
+        loss = cross_entropy(smoothing, weights)
+    return adjusted(loss, log_shares(y, label.num_outputs), train.label_smoothing) if is_adjusted else loss
 
 
 def squared_error(answers: Tensor, target: Tensor) -> Tensor:
@@ -70,13 +75,21 @@ def tagging(smoothing: float, weights: Tensor | None, tags_a_row: float) -> Loss
     return loss
 
 
-def adjusted(loss: Loss, log_shares: Tensor) -> Loss:
+def adjusted(loss: Loss, log_shares: Tensor, smoothing: float = 0.0) -> Loss:
     """Return a loss of logits [B, K] or [B, K, T] to which the classes' ``log_shares`` [K] are added, so that the
     logits alone need not know them: their greatest is right in the mean over the classes (Menon et al. 2021, "Long-tail
-    learning via logit adjustment"). Unlike weights it holds for rows that are learnt by heart too."""
+    learning via logit adjustment"). Unlike weights it holds for rows that are learnt by heart too.
+
+    Targets [B] are smoothed towards the shares: towards classes of equal share a rare one would be the answer to every
+    row, however well it fits.
+    """
 
     def of_adjusted(logits: Tensor, target: Tensor) -> Tensor:
-        return loss(logits + log_shares.to(logits.device).view(-1, *[1] * (logits.dim() - 2)), target)
+        added = log_shares.to(logits.device)
+        if smoothing:
+            hard = nn.functional.one_hot(target, len(added)).to(logits.dtype)
+            target = (1 - smoothing) * hard + smoothing * added.exp()
+        return loss(logits + added.view(-1, *[1] * (logits.dim() - 2)), target)
 
     return of_adjusted
 

@@ -12,7 +12,8 @@ from tasks.engines import ENGINES, engine
 from tasks.engines.protocol import Job, JobState, JobStatus, Service
 from tasks.spec.errors import BadRequest
 
-pytestmark = pytest.mark.timeout(60)
+# The first test of an engine in containers may have to make the base image: a minute or two.
+pytestmark = pytest.mark.timeout(300)
 
 # Each job carries its own script, which the process engine's shell and the fake's behaviour both follow.
 SCRIPT = 'printf %b "$PRINTS"; while [ "$EXITS" = never ]; do sleep 0.05; done; exit "$EXITS"'

@@ -22,6 +22,7 @@ from tasks.registry.efficiency import Factors
 from tasks.registry.register import is_registered, register_package
 from tasks.spec.errors import BadRequest, IntegrityLost, TryAgain
 from tasks.spec.requests import RegisterRequest
+from tasks.spec.rules import Rule
 
 pytestmark = pytest.mark.timeout(240)
 CURVE = ("train_loss", "validation_loss", "validation_accuracy", "samples_per_second")
@@ -90,7 +91,8 @@ def test_the_run_in_mlflow_has_its_curves_papers_and_dataset(digits_run):
     assert run.data.tags["drydock.verdict"] == "pass"
     listed = {item.path for item in client.list_artifacts(run_id)}
     digest = digits_run.done["register"]["package_sha256"][:12]
-    assert {"evaluation", "validation", f"model-{digest}", f"evidence-{digest}"} <= listed
+    papers = versions.papers(digits_run.done["register"]["evidence_sha256"])
+    assert {"evaluation", "validation", f"model-{digest}", papers} <= listed
 
 
 def test_registering_twice_is_one_version(digits_run, request_of, tmp_path):
@@ -107,13 +109,14 @@ def test_a_package_that_is_judged_anew_keeps_its_version_and_gets_the_new_eviden
     site = digits_run.site
     first = register(request_of("anew"), site, tmp_path)
     versions.set_version_tag(site.mlflow, "anew", "1", versions.DECISION_TAG, "approved by rita")
-    harder = request_of("anew").model_copy(update={"gate_sha256": "b" * 64, "description": "Passes the harder gate"})
+    other = {"rules": (Rule(metric="macro_f1", min=0.5),), "description": "Passes the harder gate"}
+    harder = request_of("anew").model_copy(update=other)
     second = register(harder, site, tmp_path)
     assert (second.version, second.created) == ("1", False)
     assert second.evidence_sha256 != first.evidence_sha256
     found = versions.get(site.mlflow, "anew", "1")
     assert found.evidence_sha256 == second.evidence_sha256
-    assert versions.evidence_of(site.mlflow, found)["gate_sha256"] == "b" * 64
+    assert [rule["metric"] for rule in versions.evidence_of(site.mlflow, found)["rules"]] == ["macro_f1"]
     assert versions.DECISION_TAG not in found.tags
     assert "Passes the harder gate" in site.mlflow.get_model_version("anew", "1").description
     # A step's result from before is no longer what the registry holds, so that step registers once more.

@@ -7,13 +7,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, ParamValidationError
+from airflow.sdk import DAG, BaseOperator
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    DownstreamTasksSkipped,
+    ParamValidationError,
+)
 
 from tasks.command.review import decide_version
 from tasks.delivery import Order, check_approved
 from tasks.orchestrate.asked import askers_of
 from tasks.orchestrate.review import ReviewOperator
 from tasks.registry import versions
+from tasks.release.model import Version
 from tasks.review import decide, question, record_registration
 from tasks.spec.errors import BadRequest, Refused
 from tasks.spec.load import load_workload
@@ -122,14 +129,24 @@ def test_under_two_person_an_approval_by_the_command_is_refused_and_kept(
     assert (row.action, row.actor) == ("decision refused", "root")
 
 
+def last_decision(site: Any, registered: RegisterResult) -> Any:
+    return site.ledger.decision(
+        "digits", Version(version=registered.version, digest_sha256=registered.package_sha256)
+    )
+
+
 @pytest.fixture
 def airflow(demanded: Any, registered: RegisterResult, monkeypatch: Any) -> Any:
     """The review task as Airflow resumes it: a function of the event, for a release that tom asked for by hand."""
     monkeypatch.setattr("tasks.orchestrate.review.Site", lambda: demanded)
     told: list[tuple[str, ...]] = []
     monkeypatch.setattr("tasks.orchestrate.review.notify", lambda site, *said: told.append(said))
-    task = ReviewOperator(task_id="review", workload="digits", response_timeout=timedelta(days=14))
-    shown = SimpleNamespace(xcom_pull=lambda task_ids, key: registered.evidence_sha256)
+    with DAG("release_digits", schedule=None):
+        task = ReviewOperator(task_id="review", workload="digits", response_timeout=timedelta(days=14))
+        task >> BaseOperator(task_id="preflight")
+    shown = SimpleNamespace(
+        xcom_pull=lambda task_ids, key: registered.evidence_sha256, xcom_push=lambda **_: None, map_index=-1
+    )
     run = SimpleNamespace(triggering_user_name="admin", conf={"asked_by": "tom"})
     context = {"params": {"version": registered.version}, "ti": shown, "dag_run": run, "task": task}
     return SimpleNamespace(resume=lambda event: task.execute_complete(context, event), told=told)
@@ -161,9 +178,36 @@ def test_an_answer_in_airflow_is_the_decision_of_who_gave_it(
     decide(question("digits", registered.version, demanded), False, "vic", "I doubt it", demanded)
     done = airflow.resume(answer("rita", "looks right"))
     assert (done["by"], done["reason"]) == ("rita", "looks right")
-    decision = demanded.ledger.decision("digits", registered.evidence_sha256)
+    decision = last_decision(demanded, registered)
     assert (decision.kind, decision.actor, decision.reason) == ("approval", "rita", "looks right")
     assert airflow.told[-1][:2] == ("digits", "approval")
+
+
+def test_a_rejection_in_airflow_is_kept_and_skips_the_rest_of_the_release(
+    demanded: Any, registered: RegisterResult, airflow: Any
+) -> None:
+    decide(question("digits", registered.version, demanded), True, "rita", "looks right", demanded)
+    with pytest.raises(DownstreamTasksSkipped) as skipped:
+        airflow.resume(answer("vic", "wrong labels") | {"chosen_options": ["Reject"]})
+    assert list(skipped.value.tasks) == ["preflight"]
+    decision = last_decision(demanded, registered)
+    assert (decision.kind, decision.actor, decision.reason) == ("rejection", "vic", "wrong labels")
+    assert airflow.told[-1][:2] == ("digits", "rejection")
+
+
+def test_what_was_rejected_stays_so_when_it_is_judged_anew(
+    demanded: Any, registered: RegisterResult, monkeypatch: Any
+) -> None:
+    asked = question("digits", registered.version, demanded)
+    decide(asked, False, "vic", "wrong labels", demanded)
+    anew = asked.version.model_copy(update={"evidence_sha256": "d" * 64})
+    monkeypatch.setattr(versions, "get", lambda *_: anew)
+    assert "vic" in question("digits", registered.version, demanded).rejected
+    monkeypatch.undo()
+    decide(asked, True, "rita", "they were right", demanded)
+    monkeypatch.setattr(versions, "get", lambda *_: anew)
+    again = question("digits", registered.version, demanded)
+    assert (again.rejected, again.approved) == ("", ""), "an approval is of its evidence alone"
 
 
 def test_nobody_answers(airflow: Any) -> None:
@@ -182,6 +226,9 @@ def test_an_approval_is_void_when_the_gate_changes(
 ) -> None:
     decide(question("digits", registered.version, demanded), True, "rita", "looks right", demanded)
     described = load_workload(demanded.workloads, "digits")
+    softer = Gate(rules=described.gate.rules[:1])
+    monkeypatch.setattr("tasks.delivery.load_workload", lambda *_: described.model_copy(update={"gate": softer}))
+    check_approved(order(registered.version), demanded)  # It was judged by this, and by more.
     harder = Gate(rules=(*described.gate.rules, Rule(metric="macro_f1", min=0.99)))
     monkeypatch.setattr("tasks.delivery.load_workload", lambda *_: described.model_copy(update={"gate": harder}))
     with pytest.raises(Refused, match=r"judged and approved by other gate rules.*drydock run digits judges it anew"):
@@ -204,7 +251,7 @@ def test_an_approval_of_evidence_that_was_edited_is_refused_and_kept(demanded: A
     versions.set_version_tag(demanded.mlflow, "digits", registered.version, tag, "f" * 64)
     try:
         asked = question("digits", registered.version, demanded)
-        with pytest.raises(Refused, match=f"must be {'f' * 12}"):
+        with pytest.raises(Refused, match=f"has no evidence {'f' * 12}"):
             decide(asked, True, "eve", "trust me", demanded)
         assert question("digits", registered.version, demanded).approved == ""
     finally:

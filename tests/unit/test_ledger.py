@@ -229,16 +229,20 @@ class TestHistory:
 class TestApproval:
     def test_binds_to_the_evidence(self, ledger):
         row = ledger.record_approval("digits", version(1), "e1", "rita", "looks right")
-        assert ledger.approval("digits", "e1") == row
-        assert ledger.approval("digits", "e2") is None
-        assert ledger.approval("fraud", "e1") is None
+        assert ledger.decision("digits", version(1)) == row
+        assert row.detail == {"evidence_sha256": "e1"}
+        assert ledger.decision("digits", version(2)) is None
+        assert ledger.decision("fraud", version(1)) is None
         assert ledger.record_approval("digits", version(1), "e1", "rita") == row
+        again = ledger.record_approval("digits", version(1), "e2", "rita")
+        assert ledger.decision("digits", version(1)) == again != row, "other evidence is another decision"
+        assert ledger.decision("digits", version(1), until=dt.datetime.fromisoformat(row.at)) == row
 
     def test_a_later_rejection_voids_it(self, ledger):
         ledger.record_approval("digits", version(1), "e1", "rita")
         ledger.record_rejection("digits", version(1), "e1", "vic", "wrong labels")
-        assert ledger.approval("digits", "e1") is None
-        assert ledger.decision("digits", "e1").actor == "vic"
+        decision = ledger.decision("digits", version(1))
+        assert (decision.kind, decision.actor) == ("rejection", "vic")
         with pytest.raises(BadRequest, match="reason is empty"):
             ledger.record_rejection("digits", version(1), "e1", "vic", "")
 

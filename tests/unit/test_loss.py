@@ -48,12 +48,26 @@ def test_what_is_asked_for_is_what_is_learnt_of_rows_and_of_tags(tmp_path):
     torch.manual_seed(0)
     y, shares = torch.from_numpy(RARE), log_shares(RARE, 3)
     logits, text, tokens = torch.randn(100, 3), TextFeature(kind="text"), TokensFeature(kind="tokens")
-    found = loss_in(tmp_path, RARE, text, class_weights="adjusted", label_smoothing=0.1)
-    assert found(logits, y).item() == pytest.approx(cross_entropy(0.1)(logits + shares, y).item())
+    found = loss_in(tmp_path, RARE, text, class_weights="adjusted")
+    assert found(logits, y).item() == pytest.approx(cross_entropy(0.0)(logits + shares, y).item())
     tagged, of_words = RARE.reshape(20, 5), logits.reshape(20, 5, 3).transpose(1, 2)
     found = loss_in(tmp_path, tagged, tokens, class_weights="adjusted")
     expected = tagging(0.0, None, 5.0)(of_words + shares[:, None], y.reshape(20, 5))
     assert found(of_words, y.reshape(20, 5)).item() == pytest.approx(expected.item())
+
+
+def test_smoothed_targets_leave_the_right_class_the_answer_however_rare_the_others_are(tmp_path):
+    """A network that knows its rows: each has logits of its own, which are greatest at its class."""
+    y = np.repeat(np.array([0, 1]), [990, 10])
+    found = loss_in(tmp_path, y, TextFeature(kind="text"), class_weights="adjusted", label_smoothing=0.1)
+    logits, target = nn.Parameter(torch.zeros(2, 3)), torch.tensor([0, 1])
+    optimiser = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(500):
+        optimiser.zero_grad()
+        found(logits, target).backward()
+        optimiser.step()
+    assert logits.argmax(dim=1).tolist() == [0, 1]
+    assert (logits[0, 0] - logits[0, 1]).item() > 1, "and by a margin"
 
 
 def test_a_student_is_not_adjusted_again(tmp_path):
