@@ -42,25 +42,29 @@ def run_trial(request: TrialRequest, room: Path, studies: Path, learn: Learn) ->
     study = study_of(request, studies)
     trial, values = _asked(study, request.search, room / ASKED)
     train = tried(request.train.train, values)
+    metric = train.stopping.metric
     told = {"number": request.number, "values": values, "train": train}
 
     def heard(line: dict[str, float]) -> None:
         if "validation_loss" not in line:
             return
-        trial.report(line["validation_loss"], int(line["epoch"]))
+        cost = line["validation_loss"] if metric == "loss" else -line[f"validation_{metric}"]
+        trial.report(cost, int(line["epoch"]))
         if trial.should_prune():
             raise Pruned(f"trial {request.number}: worse than most at epoch {int(line['epoch'])}")
 
     try:
-        loss = float(learn(train, heard).validation_loss)
+        learnt = learn(train, heard)
     except Pruned as error:
         _tell(study, trial, None, optuna.trial.TrialState.PRUNED)
         return TrialResult(**told, state="pruned", why=str(error))
     except BadRequest as error:  # a learning rate at which it diverges, say: one trial's end, not the search's
         _tell(study, trial, None, optuna.trial.TrialState.FAIL)
         return TrialResult(**told, state="failed", why=str(error))
-    _tell(study, trial, loss, optuna.trial.TrialState.COMPLETE)
-    return TrialResult(**told, state="complete", validation_loss=loss)
+    _tell(study, trial, learnt.best_cost, optuna.trial.TrialState.COMPLETE)
+    return TrialResult(
+        **told, state="complete", validation_loss=learnt.validation_loss, cost=learnt.best_cost
+    )
 
 
 def study_of(request: TrialRequest, studies: Path) -> Any:
@@ -112,7 +116,7 @@ def _tell(study: Any, trial: Any, value: float | None, state: Any) -> None:
 
 
 def best_of(trials: list[dict[str, Any]]) -> Train:
-    """Return what the trial with the least validation loss trained with.
+    """Return what the best trial trained with: by ``train.stopping.metric``, as a training's best epoch.
 
     Raises:
         BadRequest: none came to its end; the message is the first one's.
@@ -121,6 +125,6 @@ def best_of(trials: list[dict[str, Any]]) -> Train:
     found = [trial for trial in complete if trial.state == "complete"]
     if not found:
         raise BadRequest(f"search: none of {len(trials)} trials came to its end; the first: {complete[0].why}")
-    return min(found, key=lambda trial: (trial.validation_loss, trial.number)).train
+    return min(found, key=lambda trial: (trial.cost, trial.number)).train
 
 

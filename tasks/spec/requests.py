@@ -214,6 +214,7 @@ class TrialResult(Value):
     values: dict[str, int | float | str | bool]
     train: Train
     validation_loss: float | None = None
+    cost: float | None = Field(default=None, description="less is better: by train.stopping.metric")
     why: str = ""
 
 
@@ -226,6 +227,7 @@ class TrainResult(Value):
     epochs: int
     best_epoch: int
     validation_loss: float
+    best_cost: float = Field(description="what the best epoch was taken by: its loss, or the negative of a metric")
     train_seconds: float
     parameters: int
     restarts: int = 0

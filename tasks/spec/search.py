@@ -41,7 +41,7 @@ class OneOf(Value):
 
 
 class Search(Value):
-    """Trials of ``train`` with other values; the one with the least validation loss goes on down the pipeline."""
+    """Trials of ``train`` with other values; the best one by ``train.stopping.metric`` goes on down the pipeline."""
 
     trials: int = Field(default=8, ge=2, le=1000)
     space: dict[str, Annotated[Between | OneOf, Field(union_mode="smart")]] = Field(

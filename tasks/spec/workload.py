@@ -138,11 +138,16 @@ class Workload(Value):
 
     @model_validator(mode="after")
     def _search_tries_what_train_has(self) -> Workload:
-        if self.search is not None:
-            try:
-                tried(self.train, {name: what.first for name, what in self.search.space.items()})
-            except BadRequest as error:
-                raise ValueError(str(error)) from None
+        if self.search is None:
+            return self
+        try:
+            tried(self.train, {name: what.first for name, what in self.search.space.items()})
+        except BadRequest as error:
+            raise ValueError(str(error)) from None
+        scales = sorted({"label_smoothing", "class_weights"} & set(self.search.space))
+        if scales and self.train.stopping.metric == "loss":
+            wrong = f"search.space.{scales[0]}: losses under other values can't be compared"
+            raise ValueError(f"{wrong}; train.stopping.metric must be accuracy or entity_f1")
         return self
 
     @model_validator(mode="after")

@@ -20,6 +20,7 @@ from tasks.train import checkpoint, learn
 from tasks.train.checkpoint import Saved
 from tasks.train.encoder import merged
 from tasks.train.exchange import sent_by_first
+from tasks.train.failing import Diverged
 from tasks.train.fence import Fence
 from tasks.train.history import HISTORY, PROGRESS
 from tasks.train.strategy import One
@@ -137,12 +138,19 @@ class Keeper:
         )
 
     def save(self, place: Place, strategy: One, optimiser: torch.optim.Optimizer) -> None:
-        """Save the place and all that training needs to go on from it."""
+        """Save the place and all that training needs to go on from it.
+
+        Raises:
+            Diverged: there are weights or moments that are no numbers.
+        """
         moments = learn.moments(optimiser, strategy.network, strategy.whole).items()
         own = {f"optimiser/{name}/{key}": value for name, kept in moments for key, value in kept.items()}
         tensors = {f"model/{name}": value for name, value in strategy.state().items()} | strategy.collect(own)
         if self.rank:
             return
+        if any(value.isnan().any() for value in tensors.values() if value.is_floating_point()):
+            # The loss of the step that did it was a number still; the checkpoint before is better than this one.
+            raise Diverged(f"weights are no numbers in epoch {place.epoch + 1}; lower train.optimiser.learning_rate")
         if place.best_epoch != place.epoch or place.step:
             tensors |= {f"best/{name}": value for name, value in self.best.items()}
         saved = Saved({"place": place._asdict()}, tensors)
@@ -160,6 +168,7 @@ class Keeper:
 
         self.writer.close()
         done = {"epochs": place.epoch, "best_epoch": place.best_epoch, "validation_loss": place.best_loss}
+        done["best_cost"] = place.best_cost
         with self.fence.held():
             weights = self.folder / "weights.safetensors"
             save_file({name: value.contiguous() for name, value in merged(self.best).items()}, weights)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PEAK_SIDE = {"cpu": 512, "cuda": 4096}
 PEAK_TURNS = 6
 FLOPS_ROWS = 16
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Meter:
@@ -30,18 +31,26 @@ class Meter:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.energy = trainer, Energy(trainer.local_rank, trainer.device.type)
-        self.peak = peak_flops(trainer.device)
         self.flops = flops_of_a_row(trainer)
         self.begin()
+
+    def find_peak(self) -> None:
+        """Measure the machine's peak with the threads, and in the numbers, that training computes with."""
+        self.peak = peak_flops(self.trainer.device, PRECISIONS[self.trainer.train.precision])
 
     def begin(self) -> None:
         self._began, self._cpu = time.monotonic(), time.process_time()
         self._waited, self._joules = self.trainer.loader.waited_seconds, self.energy.joules()
         self._first_step = self.trainer.place.step
 
+    def passed(self) -> None:
+        """The epoch's steps are done; what comes until ``end`` is validation."""
+        self._passed = time.monotonic()
+
     def end(self, num_steps: int) -> dict[str, float]:
         """Return what the epoch since ``begin`` took; called by every rank at the same time."""
         trainer, seconds = self.trainer, time.monotonic() - self._began
+        trained = self._passed - self._began
         done = num_steps - self._first_step
         rows = done * rows_of_step(trainer)
         mine = [time.process_time() - self._cpu, trainer.loader.waited_seconds - self._waited, memory_bytes()]
@@ -53,8 +62,8 @@ class Meter:
         line = {
             "at_ms": int(time.time() * 1000),
             "seconds": seconds,
-            "samples_per_second": rows / seconds,
-            "mfu": rows / seconds * self.flops / peak,
+            "samples_per_second": rows / trained,
+            "mfu": rows / trained * self.flops / peak,
             "data_wait_ratio": waited / seconds / world,
             "cpu_seconds": cpu,
             "cpu_busy_ratio": cpu / seconds / (world * torch.get_num_threads()),
@@ -105,10 +114,10 @@ def memory_bytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
-def peak_flops(device: torch.device) -> float:
-    """Return the floating-point operations a second of a large product of float32 matrices, the best of a few."""
+def peak_flops(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """Return the floating-point operations a second of a product of large matrices, the best of a few."""
     side = PEAK_SIDE[device.type]
-    a, b = torch.ones((side, side), device=device), torch.ones((side, side), device=device)
+    a, b = (torch.ones((side, side), device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(PEAK_TURNS):
         started = time.perf_counter()

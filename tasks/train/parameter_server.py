@@ -68,6 +68,9 @@ class ParameterServer(Shared):
             weights = self._ask(flat([torch.zeros(self.num_learnt), torch.tensor([MEETS])]))
         self.apart = False
         take(weights, self.call)
+        # Rank 0 trains a copy; what is no weight, as a running mean, only the copy has learnt.
+        for own, trained in zip(self.network.buffers(), self.call.buffers(), strict=True):
+            own.copy_(trained)
 
     def norm(self, limit: float | None) -> float:
         return learn.norm_of_gradients(self.call, limit)

@@ -65,8 +65,8 @@ class One:
         return value.detach()
 
     def part(self, parameter: Any, value: Tensor) -> Any:
-        """Return this rank's part of a whole tensor, divided as ``parameter`` is."""
-        return value.clone()
+        """Return this rank's part of a whole tensor, divided as ``parameter`` is and where it is."""
+        return value.to(parameter.device, copy=True)
 
     def collect(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return on rank 0 the tensors of all ranks, by name; other ranks get no more than they had."""

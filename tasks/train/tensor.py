@@ -48,7 +48,7 @@ class Tensors(Divided):
         from torch.distributed.tensor import distribute_tensor
 
         if not hasattr(parameter, "placements"):
-            return value.clone()
+            return value.to(parameter.device, copy=True)
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
     def held(self) -> tuple[list[Tensor], list[Tensor]]:

@@ -104,17 +104,27 @@ def rows_per_second(trainer: Trainer, candidate: Topology, seconds: float) -> fl
         for share in shares(len(data), trainer.train.batch_size, 0, 0, trainer.rank, world):
             x, y = trainer.loader.load(data, share)
             optimiser.zero_grad(set_to_none=True)
-            trainer.task.loss(strategy.call(x), y).backward()
+            with trainer.narrow():
+                loss = trainer.task.loss(strategy.call(x), y)
+            loss.backward()
             optimiser.step()
             steps, rows = steps + 1, rows + len(share) * world
             trainer.watch.beat()
             if steps == WARM_STEPS:
+                _settle(trainer.device)
                 asked = seconds * WARM_STEPS / (time.monotonic() - began)
                 budget = WARM_STEPS + _steps_within(trainer, world, asked)
                 rows, began = 0, time.monotonic()
             if steps >= budget:
                 break
+    _settle(trainer.device)
     return rows / (time.monotonic() - began)
+
+
+def _settle(device: torch.device) -> None:
+    """Wait for what was launched: a GPU's steps are done later than they are asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _steps_within(trainer: Trainer, world: int, asked: float) -> int:

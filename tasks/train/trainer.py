@@ -63,6 +63,8 @@ class Trainer:
         torch.manual_seed(self.train.seed)
         torch.use_deterministic_algorithms(self.train.deterministic, warn_only=True)
         self.device = torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # what names no device, as memory's counters, is of this one
         feature = TypeAdapter(Feature).validate_python(job["feature"])
         label = TypeAdapter(Target).validate_python(job["label"])
         task = task_of(self.train, feature, label, load_stats(folder), folder)
@@ -86,6 +88,7 @@ class Trainer:
             self.watch.stop()
             return
         self.begin(topology)
+        self.meter.find_peak()
         keeper.restore_moments(self.strategy, self.optimiser, saved)
         del saved
         while self.place.epoch < self.train.stopping.max_epochs and not self.stalled:
@@ -120,6 +123,7 @@ class Trainer:
         """One pass over the training split, or the rest of it; then what it is worth."""
         self.meter.begin()
         train_loss = self.pass_over()
+        self.meter.passed()
         self.place = self.place.next_epoch()
         line = {"epoch": self.place.epoch, "train_loss": train_loss, "step": self.place.epoch * self.per_epoch}
         line |= self.validate() | {"learning_rate": self.rate, "gradient_norm": self.norm}
@@ -218,6 +222,14 @@ class Trainer:
                 f"{what} loss is {found:.4g} in epoch {self.place.epoch + 1}; lower train.optimiser.learning_rate"
             )
 
+    @property
+    def validation_rows(self) -> int:
+        """How many rows a pass of the validation takes: where each token has an answer no more than a training step
+        holds, as they are large."""
+        if self.data["validation"].y.ndim == 1:
+            return VALIDATION_ROWS
+        return max(1, self.train.batch_size // self.readers // self.accumulate)
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Loss and scores on the validation split, each rank on its share; every rank in as many passes."""
@@ -225,8 +237,9 @@ class Trainer:
         data = self.data["validation"]
         sums: Tensor | float = 0.0
         share = np.arange(self.reader, len(data), self.readers)
-        for start in range(0, -(-len(data) // self.readers), VALIDATION_ROWS):
-            rows = share[start : start + VALIDATION_ROWS]
+        size = self.validation_rows
+        for start in range(0, -(-len(data) // self.readers), size):
+            rows = share[start : start + size]
             # A rank without rows of its own takes part where the pass is an exchange.
             x, y = self.loader.load(data, rows if len(rows) else np.zeros(1, dtype=np.int64))
             with recipe_at_fault(self.rank), self.narrow():

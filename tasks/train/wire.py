@@ -45,7 +45,8 @@ def bytes_of(parameters: list[torch.Tensor], gradients: str) -> int:
 def _halved(dtype: torch.dtype, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Average a bucket in half precision. torch's own hook for bfloat16 refuses Gloo; this is both."""
     whole = bucket.buffer()
-    half = whole.to(dtype).div_(dist.get_world_size())
+    # Divided first: a sum of what float16 can hold may be beyond it.
+    half = (whole / dist.get_world_size()).to(dtype)
     sent = dist.all_reduce(half, async_op=True).get_future()
 
     def back(done: Any) -> torch.Tensor:

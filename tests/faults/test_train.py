@@ -391,6 +391,39 @@ def test_a_recipe_that_raises_on_one_rank_ends_the_gang_with_that_ranks_words(tr
     assert "[rank 1] ValueError: this rank's rows are odd" in capfd.readouterr().err.replace("tasks.train.", "")
 
 
+POISONED = """
+from torch import nn
+
+class Net(nn.Linear):
+    steps = 0
+
+    def forward(self, x):
+        said = super().forward(x)
+        self.steps += self.training
+        if self.training and self.steps == 40:
+            said = said + 0 * (self.bias - self.bias.detach()).abs().sqrt()
+        return said
+
+def build(feature, num_classes):
+    return Net(64, num_classes)
+"""
+
+
+def test_weights_that_are_no_numbers_are_not_saved_over_the_last_that_were(train_request, tmp_path):
+    """The loss of the fortieth step is a number, its gradient is none, and a checkpoint is due right after it."""
+    from tasks.spec.errors import BadRequest
+    from tasks.store.files import sha256_file
+
+    (tmp_path / "model.py").write_text(POISONED)
+    request = train_request(recipe={"kind": "model.py"}, checkpoints={"every_steps": 20, "keep": 1})
+    request = request.model_copy(update={"model_py_sha256": sha256_file(tmp_path / "model.py")})
+    with pytest.raises(BadRequest, match=r"weights are no numbers in epoch 1; lower train.optimiser.learning_rate"):
+        fit(request, tmp_path / "room", tmp_path / "model.py", lambda line: None)
+    kept = [path.name for path in (tmp_path / "room" / "checkpoints").iterdir() if path.name.startswith("epoch")]
+    assert kept == ["epoch-00000-step-0000020"]
+    assert not (tmp_path / "room" / "weights.safetensors").exists()
+
+
 def test_fewer_rows_than_ranks_and_labels_that_are_no_class_are_one_line(train_request, make_dataset, tmp_path):
     from tasks.spec.errors import BadRequest
 

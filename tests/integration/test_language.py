@@ -93,7 +93,9 @@ def test_a_language_model_is_learnt_judged_registered_and_served(site, tmp_path)
     # int4 may cost a twentieth of perplexity, and is the smallest.
     assert int4["perplexity", "overall"]["value"] < 1.05 * perplexity["value"]
     sizes = [found["model_bytes", "overall"]["value"] for found in (whole, int8, int4)]
-    assert sizes[2] < sizes[1] < sizes[0], sizes
+    assert sizes[2] < min(sizes[:2]), sizes
+    # A network as small as this may be slower as int8, and is float then.
+    assert (sizes[1] < sizes[0]) != ("fell back to fp32" in done["compress"][1]["note"]), sizes
     assert all((room / "texts.png").exists() for room in rooms)
     run = site.mlflow.get_run(done["train"]["run_id"])
     assert run.data.metrics["holdout.perplexity.fp32"] == perplexity["value"]

@@ -34,7 +34,7 @@ def by_rate(train: Train, heard) -> SimpleNamespace:
     for epoch in (1, 2, 3):
         heard({"epoch": epoch, "step": epoch, "loss": 9.0})
         heard({"epoch": epoch, "validation_loss": loss + 1 / epoch})
-    return SimpleNamespace(validation_loss=loss)
+    return SimpleNamespace(validation_loss=loss, best_cost=loss)
 
 
 def test_trials_are_proposed_and_the_best_one_is_what_goes_on(tmp_path):
@@ -53,6 +53,30 @@ def test_trials_are_proposed_and_the_best_one_is_what_goes_on(tmp_path):
     assert best.stopping.patience_epochs in range(1, 6)
     assert len(study_of(request(0, prune=False), tmp_path / "studies").trials) == 12
     assert len(list((tmp_path / "studies").glob("w-*.journal"))) == 1
+
+
+def test_trials_are_held_against_each_other_by_the_metric_that_training_stops_by(tmp_path):
+    """A rate whose loss is the least has the worst accuracy here, and does not go on."""
+
+    def learn(train: Train, heard) -> SimpleNamespace:
+        rate = train.optimiser.learning_rate
+        for epoch in (1, 2):
+            heard({"epoch": epoch, "validation_loss": 1 / rate, "validation_accuracy": 1 - rate})
+        return SimpleNamespace(validation_loss=1 / rate, best_cost=rate - 1)
+
+    found = []
+    for number in range(6):
+        (tmp_path / str(number)).mkdir()
+        asked = request(number, prune=False)
+        stopping = asked.train.train.stopping.model_copy(update={"metric": "accuracy"})
+        train = asked.train.train.model_copy(update={"stopping": stopping})
+        asked = asked.model_copy(update={"train": asked.train.model_copy(update={"train": train})})
+        found.append(run_trial(asked, tmp_path / str(number), tmp_path / "studies", learn))
+    rates = [trial.values["optimiser.learning_rate"] for trial in found]
+    assert best_of([trial.model_dump(mode="json") for trial in found]).optimiser.learning_rate == min(rates)
+    told = study_of(asked, tmp_path / "studies").trials
+    assert [trial.value for trial in told] == pytest.approx([rate - 1 for rate in rates])
+    assert [list(trial.intermediate_values.values())[-1] for trial in told] == pytest.approx([r - 1 for r in rates])
 
 
 def test_a_trial_that_is_worse_than_most_ends_early_and_one_that_diverges_is_no_more_than_that(tmp_path):

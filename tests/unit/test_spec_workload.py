@@ -237,6 +237,12 @@ def test_agreement_is_with_the_candidate_of_the_kind_fp32_whatever_its_name(tmp_
     assert load_workload(write(tmp_path, named), "boats").compress.labels == ("whole", "int8")
 
 
+def test_a_search_over_what_scales_the_loss_is_held_by_a_metric(tmp_path):
+    search = "search: {space: {label_smoothing: {choices: [0.0, 0.1]}}}\n"
+    message = refusal(tmp_path, SMALL + search)
+    assert message.count("search.space.label_smoothing: losses under other values can't be compared") == 1, message
+
+
 TAGGED = """
 name: boats
 data:
