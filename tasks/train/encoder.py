@@ -165,12 +165,15 @@ def adapt(network: Encoder, rank: int) -> None:
 
 
 def merged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights without low-rank parts: each is added to what it changes. Others are as they were."""
-    found = {name: value for name, value in tensors.items() if not name.endswith((".down", ".up"))}
-    for name in tensors:
-        if name.endswith(".down"):
-            layer = name.removesuffix(".down")
-            found[f"{layer}.weight"] = tensors[f"{layer}.weight"] + LORA_SCALE * tensors[f"{layer}.up"] @ tensors[name]
+    """Return weights without low-rank parts: each is added to what it changes. Others are as they were, a network's
+    own ``down`` and ``up`` without a ``weight`` beside them, too."""
+    layers = [name.removesuffix(".down") for name in tensors if name.endswith(".down")]
+    layers = [layer for layer in layers if {f"{layer}.up", f"{layer}.weight"} <= set(tensors)]
+    parts = {f"{layer}.{part}" for layer in layers for part in ("down", "up")}
+    found = {name: value for name, value in tensors.items() if name not in parts}
+    for layer in layers:
+        weight, up, down = (tensors[f"{layer}.{part}"] for part in ("weight", "up", "down"))
+        found[f"{layer}.weight"] = weight + LORA_SCALE * up @ down
     return found
 
 
