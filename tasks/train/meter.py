@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from tasks.spec.errors import IntegrityLost
+from tasks.spec.errors import BadRequest, IntegrityLost
 from tasks.train.energy import Energy
 
 if TYPE_CHECKING:
@@ -129,7 +129,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype = torch.float32) -> floa
 
 
 def flops_of_a_row(trainer: Trainer) -> float:
-    """Count the floating-point operations of one row, forwards and backwards, on a few rows."""
+    """Count the floating-point operations of one row, forwards and backwards, on a few rows.
+
+    Raises:
+        BadRequest: the workload's own network has not as many outputs as there are classes.
+    """
     import numpy as np
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -138,7 +142,11 @@ def flops_of_a_row(trainer: Trainer) -> float:
     x, y = trainer.loader.load(data, rows)
     network.eval()  # nothing is drawn, and no running mean moves
     with FlopCounterMode(display=False) as counter:
-        trainer.task.loss(network(x), y).backward()
+        logits = network(x)
+        outputs = trainer.task.outputs
+        if outputs is not None and tuple(logits.shape[:2]) != (len(x), outputs):
+            raise BadRequest(f"model.py: answers {list(logits.shape)} to {len(x)} rows, must be [{len(x)}, {outputs}]")
+        trainer.task.loss(logits, y).backward()
     network.zero_grad(set_to_none=True)
     return counter.get_total_flops() / len(rows)
 

@@ -28,11 +28,12 @@ from tasks.train.score import Score, score_of
 
 class Task(NamedTuple):
     """What is learnt: ``network`` gives logits [B, K], of words or pieces [B, K, T]; ``loss(logits, target)`` is their
-    mean loss over the rows, ``score`` what else they are worth."""
+    mean loss over the rows, ``score`` what else they are worth; ``outputs`` is K where the network is not ours."""
 
     network: nn.Module
     loss: Loss
     score: Score
+    outputs: int | None = None
 
 
 def task_of(train: Train, feature: Feature, label: Target, stats: Any, folder: Path) -> Task:
@@ -42,8 +43,9 @@ def task_of(train: Train, feature: Feature, label: Target, stats: Any, folder: P
         BadRequest: the workload's own model.py can't be used, or the encoder's folder does not hold what it must.
     """
     network = build(train.recipe, feature, label.num_outputs, stats, folder, weights=True)
-    found = own_loss(folder) if isinstance(train.recipe, OwnModel) else None
-    return Task(network, found or loss_of(train, feature, label, folder), score_of(feature, label))
+    is_own = isinstance(train.recipe, OwnModel)
+    loss = (own_loss(folder) if is_own else None) or loss_of(train, feature, label, folder)
+    return Task(network, loss, score_of(feature, label), label.num_outputs if is_own else None)
 
 
 def build(

@@ -111,6 +111,13 @@ def test_the_workloads_own_network(train_request, tmp_path):
     assert (tmp_path / "room" / "model.py").read_text() == MODEL
 
 
+def test_an_own_network_with_another_number_of_outputs_is_refused_before_it_learns(train_request, tmp_path):
+    (tmp_path / "model.py").write_text(MODEL.replace("hidden, num_classes)", "hidden, num_classes + 1)"))
+    request = planned(train_request(recipe={"kind": "model.py"}), tmp_path / "model.py")
+    with pytest.raises(BadRequest, match=r"model.py: answers \[16, 11\] to 16 rows, must be \[16, 10\]"):
+        fit(request, tmp_path / "room", tmp_path / "model.py", lambda line: None)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
