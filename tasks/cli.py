@@ -263,6 +263,7 @@ def history(workload: str, at: str | None, passport: str | None, as_json: bool) 
 
     site = Site()
     _check_known(site, workload)
+    site.ledger.verify()
     if passport:
         found: Any = origin_of(site, workload, passport)
         give(found, as_json, "\n".join(f"{name:<20} {value}" for name, value in found.items()))
@@ -271,7 +272,6 @@ def history(workload: str, at: str | None, passport: str | None, as_json: bool) 
         give(found, as_json, f"{workload}: version {found['version']}, package {found['digest_sha256']}")
     else:
         rows = [row.model_dump(mode="json") for row in site.ledger.history(workload)]
-        site.ledger.verify()
         give(rows, as_json, history_text(workload, rows))
 
 

@@ -179,10 +179,7 @@ def promote(order: Order, site: Site) -> dict[str, Any]:
     """
     target = _target(order, site)
     check_approved(order, site)
-    rolled = site.rollouts.find(order.workload, order.intent_id)
-    if rolled is None or rolled.phase not in ("passed", "promoted"):
-        why = f"{rolled.phase}: {rolled.why}" if rolled else "never begun"
-        raise Refused(f"{order.workload}: version {order.version} has not passed its rollout ({why})")
+    check_passed(order, site)
     # Found running, as a rule; another release's retirement may have stopped them since.
     start_replicas(order.workload, target, site)
     endpoints = await_ready(order.workload, target, site)
@@ -196,12 +193,22 @@ def promote(order: Order, site: Site) -> dict[str, Any]:
         actor=order.actor,
         intent_id=order.intent_id,
         reason=order.reason,
+        # Once more: a rollback may have ended the rollout while the replicas were waited for, and it wins.
+        check=lambda: check_passed(order, site),
     )
     if served != target == site.ledger.champion(order.workload):
         before = f"before it version {served.version}" if served else "the first one"
         message = f"{order.workload}: version {target.version} serves ({before}), by {order.actor}"
         notify(site, order.workload, "promotion", message)
     return intent.model_dump(mode="json")
+
+
+def check_passed(order: Order, site: Site) -> None:
+    """Raises Refused: the version's rollout has not passed, or was ended."""
+    rolled = site.rollouts.find(order.workload, order.intent_id)
+    if rolled is None or rolled.phase not in ("passed", "promoted"):
+        why = f"{rolled.phase}: {rolled.why}" if rolled else "never begun"
+        raise Refused(f"{order.workload}: version {order.version} has not passed its rollout ({why})")
 
 
 def check_approved(order: Order, site: Site) -> None:
@@ -213,19 +220,18 @@ def check_approved(order: Order, site: Site) -> None:
     """
     from tasks.review import question
 
-    asked = question(order.workload, order.version, site)
+    asked, name = question(order.workload, order.version, site), f"{order.workload}: version {order.version}"
     if asked.rejected:
-        raise Refused(f"{order.workload}: version {order.version} was rejected: {asked.rejected}")
+        raise Refused(f"{name} was rejected: {asked.rejected}")
     if asked.required and not asked.approved:
-        raise Refused(f"{order.workload}: version {order.version} is not approved; ./drydock review {order.workload}")
+        raise Refused(f"{name} is not approved; ./drydock review {order.workload}")
     if asked.approved:
         # A run may have added rules of its own; those of the workload's file must be among them.
-        rules = {Rule.model_validate(rule) for rule in versions.evidence_of(site.mlflow, asked.version)["rules"]}
+        evidence = versions.evidence_of(site.mlflow, asked.version)
+        rules = {Rule.model_validate(rule) for rule in evidence.get("rules", ())}
         if not rules.issuperset(load_workload(site.workloads, order.workload).gate.rules):
-            raise Refused(
-                f"{order.workload}: version {order.version} was judged and approved by other gate rules than the "
-                f"workload has now; ./drydock run {order.workload} judges it anew"
-            )
+            how = f"./drydock run {order.workload} judges it anew"
+            raise Refused(f"{name} was judged and approved by other gate rules than the workload has now; {how}")
 
 
 def bake(order: Order, site: Site) -> dict[str, Any]:

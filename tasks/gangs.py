@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import shutil
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from tasks.spec.requests import TrainRequest
 from tasks.spec.train import Train
 from tasks.store.files import sha256_file, write_whole
 from tasks.store.manifest import verify
+from tasks.train.deposit import whole
 from tasks.train.fence import NAME as ATTEMPT
 from tasks.train.fence import VARIABLE, newest_attempt
 from tasks.train.gang import ACCUMULATE
@@ -63,9 +65,15 @@ class Containers(NamedTuple):
         with _cancelled_by_sigterm(self):
             while True:
                 job, seen = self._job(request, folder, _next_attempt(folder), accumulate), history.seen
-                followed = Followed(self.engine, submit(job), folder, history)
+                followed = Followed(self.engine, submit(job), folder, history, request.train.checkpoints.keep)
                 status = followed.to_the_end()
-                if patiently(followed.bring_back, status):
+                try:
+                    brought = patiently(followed.bring_back, status)
+                except IntegrityLost:
+                    # It ended well, so it would be adopted again and again, and be no better.
+                    self.engine.forget(followed.handle)
+                    raise
+                if brought:
                     return patiently(self.engine.forget, followed.handle)
                 patiently(followed.mirror)
                 # Counted in a row: a long training may meet any number, as long as it gets an epoch further between.
@@ -138,8 +146,8 @@ def gang_job(
 class Followed:
     """One start of the gang as it is followed: its log, its history, its checkpoints."""
 
-    def __init__(self, engine: RoomEngine, handle: str, folder: Path, history: History) -> None:
-        self.engine, self.handle, self.folder, self.history = engine, handle, folder, history
+    def __init__(self, engine: RoomEngine, handle: str, folder: Path, history: History, keep: int) -> None:
+        self.engine, self.handle, self.folder, self.history, self.keep = engine, handle, folder, history, keep
         self.offset, self.mirrored_at = 0, time.monotonic()
 
     def to_the_end(self) -> JobStatus:
@@ -172,6 +180,8 @@ class Followed:
         for epoch in range(self.history.seen, max(self.history.seen - 3, 0), -1):
             target = self.folder / "checkpoints" / f"epoch-{epoch:05d}"
             if target.exists() or self._bring(f"checkpoints/{target.name}", target):
+                for old in whole(target.parent)[self.keep :]:
+                    shutil.rmtree(old, ignore_errors=True)
                 return
 
     def _bring(self, path: str, target: Path) -> bool:

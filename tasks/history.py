@@ -77,7 +77,8 @@ def origin_of(site: Site, workload: str, passport: str) -> dict[str, str]:
 
 def _answer(site: Site, workload: str, passport: str) -> str:
     rows = find_prediction(site.home / "predictions" / workload, passport)
-    return ", ".join(f"{row['label']} ({row['probability']:.3f})" for row in rows) or "not in the log (sampled)"
+    told = [row["label"] + ("" if row["probability"] is None else f" ({row['probability']:.3f})") for row in rows]
+    return ", ".join(told) or "not in the log (sampled)"
 
 
 def ulid_time(ulid: str) -> dt.datetime:

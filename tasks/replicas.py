@@ -135,9 +135,11 @@ def served_digests(workload: str, site: Site) -> set[str]:
 def retire_replicas(workload: str, champion: Version, site: Site) -> list[str]:
     """Drain and stop the services of versions that served before the champion; return their names.
 
-    One that never served is the candidate of another release, and stays.
+    The candidate of another release stays: one that never served, or that comes again.
     """
-    replaced = served_digests(workload, site) - {champion.digest_sha256}
+    rollout = site.rollouts.active(workload)
+    again = {rollout.candidate.digest_sha256} if rollout else set()
+    replaced = served_digests(workload, site) - {champion.digest_sha256} - again
     stopped = []
     for replica in site.engine.replicas():
         labels = replica.labels

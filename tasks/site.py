@@ -71,6 +71,11 @@ class Site:
         database = self.settings.ledger_database
         return Ledger(self.home, Path(database).read_text().strip() if database else None, self.keys)
 
+    @property
+    def has_ledger(self) -> bool:
+        """Whether there is one to look at; a look makes none."""
+        return bool(self.settings.ledger_database) or (self.home / "ledger.db").exists()
+
     @cached_property
     def gateway(self) -> Gateway:
         from tasks.release.gateway import Gateway

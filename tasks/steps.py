@@ -95,7 +95,8 @@ def train(
     _log_data_report(request, run_id, site)
     curves = runs.Curves(site.mlflow, run_id, site.factors, site.home / "tensorboard" / request.workload)
     model_py = site.workload_folder(request.workload) / "model.py" if request.model_py_sha256 else None
-    encoder, gang = site.encoder_folder(request.workload, request.train.recipe), _gang(request, site)
+    gang = _gang(request, site, gang_key(job_key("train", request)))
+    encoder = site.encoder_folder(request.workload, request.train.recipe)
 
     def on_line(line: dict[str, float]) -> None:
         curves.log_line(line)
@@ -121,13 +122,12 @@ def train(
     return r.TrainResult(run_id=run_id, **done)
 
 
-def _gang(request: r.TrainRequest, site: Site) -> Any:
-    """Where the ranks run; None: as children of this process."""
+def _gang(request: r.TrainRequest, site: Site, key: str) -> Any:
+    """Where the ranks run, as the gang of that key; None: as children of this process."""
     if site.settings.training_engine == "process":
         return None
     from tasks.gangs import Containers
 
-    key = gang_key(job_key("train", request))
     labels = {"workload": request.workload, "step": "train", "key": key}
     logs = site.home / "jobs" / key
     return Containers(site.training_engine, key, labels, logs, lambda line: record_event(site.home, "failure", line))
@@ -147,10 +147,8 @@ def _log_data_report(request: r.TrainRequest, run_id: str, site: Site) -> None:
 
 
 def _run_papers(request: r.TrainRequest) -> tuple[dict[str, Any], dict[str, str]]:
-    """The run's parameters (the train section, flat) and tags."""
-    from tasks.registry.runs import flat
-
-    params = flat(request.train.model_dump(mode="json"))
+    """The run's parameters (the train section) and tags."""
+    params = request.train.model_dump(mode="json")
     tags = {"drydock.workload": request.workload, "drydock.dataset_revision": request.revision}
     return params, tags | {"drydock.dataset_sha256": request.dataset.digest_sha256}
 
@@ -160,9 +158,10 @@ def compress(request: r.CompressRequest, room: Path, site: Site) -> r.CompressRe
     from tasks.train.fit import fit
 
     def learn(asked: r.TrainRequest, folder: Path, amend: Callable[[Path], None]) -> None:
-        """Train a student where everything is trained; its model.py, where it has one, is its teacher's."""
+        """Train a variant's student where everything is trained; its own model.py, if it has one, is its teacher's."""
         model_py = open_room(request.trained) / "model.py" if asked.model_py_sha256 else None
-        fit(asked, folder, model_py, lambda line: None, _gang(asked, site), amend=amend)
+        key = gang_key(f"{job_key('compress', request)}-{folder.name}")
+        fit(asked, folder, model_py, lambda line: None, _gang(asked, site, key), amend=amend)
 
     return compress(request, room, learn)
 

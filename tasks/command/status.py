@@ -68,7 +68,7 @@ def _workload(site: Site, name: str) -> dict[str, Any]:
         load_workload(site.workloads, name)
     except DrydockError as error:  # what serves goes on serving
         found["problem"] = f"its file is wrong: {error}"
-    if not (site.home / "ledger.db").exists():
+    if not site.has_ledger:
         return found | {"services": []}
     try:
         found |= _history(site, name)

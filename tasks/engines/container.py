@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tasks.engines.leases import DEVICES
+from tasks.engines.leases import DEVICES, VISIBLE
 from tasks.engines.places import Places
 from tasks.engines.protocol import MOUNT, ROOM, Job, Limits, Service
 from tasks.spec.errors import BadRequest
@@ -76,6 +76,9 @@ def render_gang(job: Job, image: str, site: str, devices: tuple[str, ...] = (), 
 def _node(job: Job, node: int, name: str, image: str, site: str, devices: tuple[str, ...]) -> dict[str, Any]:
     replace = {"{node}": str(node), "{first}": "node-0"}
     environment = {key: filled(value, replace) for key, value in job.environment.items()}
+    # A runtime that is NVIDIA's by default gives every GPU to whoever asks for it so; none is given but by lease.
+    environment.pop(VISIBLE, None)
+    environment |= {} if job.limits.gpus else {VISIBLE: "void"}
     host = host_rules(job.limits) | {
         "NetworkMode": name,
         "Mounts": [{"Type": "volume", "Source": name, "Target": MOUNT}],
@@ -94,7 +97,7 @@ def _node(job: Job, node: int, name: str, image: str, site: str, devices: tuple[
         "Entrypoint": [],
         "Cmd": [filled(part, replace) for part in job.command],
         "Env": [f"{key}={value}" for key, value in sorted(environment.items())],
-        "Labels": _labels(site, job.key) | prefixed(job.labels) | prefixed(facts),
+        "Labels": prefixed(job.labels) | prefixed(facts) | _labels(site, job.key),
         "StopTimeout": STOP_SECONDS,
         "HostConfig": host,
         "NetworkingConfig": {"EndpointsConfig": {name: {"Aliases": [f"node-{node}"]}}},

@@ -50,7 +50,7 @@ class Depot(BaseHTTPRequestHandler):
 
     def do_DELETE(self) -> None:
         if path := self._inside():
-            self._answer(lambda: shutil.rmtree(path, ignore_errors=True))
+            self._answer(lambda: shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True))
 
     def log_message(self, *_: Any) -> None:
         """Say nothing of what went well."""

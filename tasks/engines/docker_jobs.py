@@ -107,7 +107,7 @@ class DockerJobs(DockerServices):
         self.render(job)  # what can't be rendered is refused before anything is touched
         with self.lock(job.key), translated(f"job {job.key}"):
             self._check(job)
-            nodes = self._nodes(job.key)
+            nodes, kept = self._nodes(job.key), self._has_volume(job.key)
             running = status_of(nodes).state in (JobState.RUNNING, JobState.SUCCEEDED)
             if running and all(node.started for node in nodes):
                 return handle
@@ -117,7 +117,8 @@ class DockerJobs(DockerServices):
             try:
                 self._launch(job)
             except BaseException:
-                if nodes:
+                # A room from before has the checkpoints that the next try goes on from.
+                if nodes or kept:
                     self._remove_nodes(job.key)
                 else:
                     self._remove(job.key)
@@ -172,6 +173,12 @@ class DockerJobs(DockerServices):
         """Whether a job's room is there whole: the next attempt goes on in it, and needs no other."""
         with translated(f"job {key}"):
             return self._in_volume(key, f"{MOUNT}/{STAGED}") is not None
+
+    def _has_volume(self, key: str) -> bool:
+        with tolerating_missing():
+            self.api.inspect_volume(gang_name(self.site, key))
+            return True
+        return False
 
     def _in_volume(self, key: str | None, path: str) -> Iterator[bytes] | None:
         """A path as a tar stream, through a container that has the job's volume; None where it is not there."""

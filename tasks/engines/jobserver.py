@@ -101,10 +101,15 @@ class JobServer:
         def submit() -> str:
             if room and not room.is_dir() and not self.engine.has_room(order.key):
                 raise BadRequest(f"job {order.key}: its room was not sent; PUT /rooms/{order.key} first")
-            handle = self.engine.submit(job_of(order, self.engine.home / "jobs" / order.key, room))
-            if room:
-                shutil.rmtree(room, ignore_errors=True)
-            return handle
+            is_over = True
+            try:
+                return self.engine.submit(job_of(order, self.engine.home / "jobs" / order.key, room))
+            except TryAgain:
+                is_over = False  # It is asked for again, in the room that was sent.
+                raise
+            finally:
+                if room and is_over:
+                    shutil.rmtree(room, ignore_errors=True)
 
         return JSONResponse({"handle": await run_in_threadpool(submit)})
 

@@ -18,6 +18,8 @@ from tasks.spec.errors import BadRequest, TryAgain
 from tasks.spec.settings import GPUS
 
 DEVICES = "devices"
+# By it NVIDIA's runtime decides which GPUs a container gets.
+VISIBLE = "NVIDIA_VISIBLE_DEVICES"
 
 
 def found_devices(driver: Path = GPUS) -> tuple[str, ...]:

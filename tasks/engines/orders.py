@@ -21,14 +21,28 @@ An error is ``{exit_code, message}``: the kinds of ``tasks.spec.errors``, there 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tasks.engines.protocol import Job, Limits, Service
 from tasks.spec.value import Value
 
 KEY = r"^[a-z0-9][a-z0-9_-]{0,79}$"
 NAME = r"^[a-z][a-z0-9-]{0,79}$"
+
+
+# What the engines themselves write on a container, and go by.
+OWN_LABELS = ("attempt", "devices", "facts", "gang", "host", "index", "job", "nodes", "port", "rank", "service", "site")
+
+
+def _not_ours(labels: dict[str, str]) -> dict[str, str]:
+    if own := sorted(set(labels) & set(OWN_LABELS)):
+        raise ValueError(f"{own[0]!r} is the engine's own label, must be another name")
+    return labels
+
+
+Labels = Annotated[dict[str, str], AfterValidator(_not_ours)]
 
 
 class Bounds(Value):
@@ -47,7 +61,7 @@ class JobOrder(Value):
     key: str = Field(pattern=KEY)
     command: tuple[str, ...] = Field(min_length=1)
     environment: dict[str, str] = {}
-    labels: dict[str, str] = {}
+    labels: Labels = {}
     nodes: int = Field(default=1, ge=1, le=1024)
     attempt: int = Field(default=1, ge=1)
     image: str
@@ -63,7 +77,7 @@ class ServiceOrder(Value):
     command: tuple[str, ...] = Field(min_length=1)
     environment: dict[str, str] = {}
     replicas: int = Field(default=1, ge=1, le=1024)
-    labels: dict[str, str] = {}
+    labels: Labels = {}
     image: str
     limits: Bounds
 

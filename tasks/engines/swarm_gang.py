@@ -13,7 +13,7 @@ from typing import Any
 from tasks.engines.container import LABEL, LOGS, STOP_SECONDS, TMP_BYTES, UID, filled, gang_name, host_rules, prefixed
 from tasks.engines.depot import PORT, TOKEN
 from tasks.engines.hosts import Place
-from tasks.engines.leases import DEVICES
+from tasks.engines.leases import DEVICES, VISIBLE
 from tasks.engines.protocol import MOUNT, ROOM, Job, Limits
 from tasks.spec.value import Value
 
@@ -21,7 +21,6 @@ Json = dict[str, Any]
 PORTER = ("python", "-m", "tasks.engines.porter")
 DEPOT = ("python", "-m", "tasks.engines.depot")
 # What NVIDIA's runtime, the default one of a host with GPUs, heeds.
-VISIBLE = "NVIDIA_VISIBLE_DEVICES"
 # Of a depot: it holds nothing in memory but what it is sending.
 DEPOT_LIMITS = Limits(cpus=1.0, memory_bytes=2**28, shm_bytes=2**20, pids=256)
 
@@ -63,7 +62,7 @@ def _service(job: Job, node: int, network: str, image: str, labels: Json, place:
     carried = job.room is not None
     environment = {key: filled(value, fill) for key, value in job.environment.items()}
     environment |= {TOKEN: token} if carried else {}
-    environment |= {VISIBLE: ",".join(place.gpus)} if place.gpus else {}
+    environment |= {VISIBLE: ",".join(place.gpus) or "void"}
     facts = {"rank": str(node), "attempt": str(job.attempt), "nodes": str(job.nodes)}
     facts |= {DEVICES: place.leases()} if place.gpus else {}
     container = {
@@ -91,7 +90,7 @@ def _service(job: Job, node: int, network: str, image: str, labels: Json, place:
         "LogDriver": {"Name": LOGS["Type"], "Options": LOGS["Config"]},
     }
     return {
-        "labels": labels | prefixed(job.labels | facts),
+        "labels": prefixed(job.labels | facts) | labels,
         "task_template": template,
         # Not replicated-job: with Docker 20.10 such a task, and its container, outlive their removed service.
         "mode": {"Replicated": {"Replicas": 1}},

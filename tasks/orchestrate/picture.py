@@ -125,8 +125,7 @@ def _newest_rows(site: Site, workload: str) -> list[Row]:
 
 
 def _rows(site: Site, *where: Any, newest: int | None = None) -> list[Row]:
-    # A look at a ledger that is not there doesn't make one.
-    if not (site.home / "ledger.db").exists():
+    if not site.has_ledger:
         return []
     return site.ledger.chain.rows(*where, newest=newest)
 

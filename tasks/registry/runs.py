@@ -19,7 +19,8 @@ TABLE = "efficiency.json"
 
 
 def open_run(client: Any, workload: str, key: str, params: dict[str, Any], tags: dict[str, str]) -> str:
-    """Return the id of the run of ``key``: the one that is there, or a new one with params and tags."""
+    """Return the id of the run of ``key``: the one that is there, or a new one with params, which may be nested, and
+    tags."""
     from mlflow.entities import Param
 
     with translated(f"run of {workload}"):
@@ -29,7 +30,8 @@ def open_run(client: Any, workload: str, key: str, params: dict[str, Any], tags:
             return found[0].info.run_id
         name = f"{workload}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
         run = client.create_run(experiment, tags=tags | {KEY: key}, run_name=name)
-        client.log_batch(run.info.run_id, params=[Param(name, str(value)[:500]) for name, value in params.items()])
+        told = [Param(name, str(value)[:500]) for name, value in flat(params).items()]
+        client.log_batch(run.info.run_id, params=told)
         return run.info.run_id
 
 

@@ -142,6 +142,7 @@ class Chain:
             newest = _select(connection, newest=1)
             last = _head_of(newest[-1]) if newest else GENESIS
             self._check_not_cut(head, last)
+            self._check_signed(head, _select(connection, TABLE.c.seq == head.seq))
             entries = decide(functools.partial(_select, connection))
             linked = _link(entries, last, newest[-1].at if newest else "")
             if linked:
@@ -156,6 +157,11 @@ class Chain:
         if found["prev_hash"] != last.row_hash:
             raise IntegrityLost(f"{self._name}: row {found['seq']} does not follow row {last.seq}; {RESTORE}")
         return Head(seq=found["seq"], row_hash=found["row_hash"])
+
+    def _check_signed(self, head: Head, found: list[Row]) -> None:
+        """Hold the row that the signed head names against it: no head is signed over rows that were written anew."""
+        if head != GENESIS and [_head_of(row) for row in found] != [head]:
+            raise IntegrityLost(f"{self._name}: row {head.seq} was edited, or one before it; {RESTORE}")
 
     def _check_not_cut(self, head: Head, last: Head) -> None:
         if head.seq > last.seq:

@@ -154,7 +154,8 @@ def _rule(plan: Rollout, metric: str, passing: float, failing: float, champion_m
 
 
 def _may_be(num_events: int, num_trials: int) -> float:
-    return bounds(num_events, num_trials)[1]
+    # As below: one look may see more failures than requests.
+    return bounds(num_events, max(num_events, num_trials))[1]
 
 
 def _share(metric: str, num_events: int, num_trials: int, least: int, where: str = "overall") -> Measurement:

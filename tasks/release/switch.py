@@ -57,11 +57,13 @@ def switch(
     actor: str,
     intent_id: str,
     reason: str = "",
+    check: Callable[[], None] = lambda: None,
     on_step: OnStep = _silent,
 ) -> Intent:
     """Promote a version whose replicas serve at ``endpoints``; return the committed intent.
 
-    The same ``intent_id`` again changes nothing. ``on_step`` hears ``intent``, the gateway's steps,
+    The same ``intent_id`` again changes nothing. ``check`` is called when nobody else may change anything any more, and
+    refuses by raising. ``on_step`` hears ``intent``, the gateway's steps,
     ``champion``, ``previous`` and ``commit`` as each is done.
 
     Raises:
@@ -70,6 +72,7 @@ def switch(
             that the intent was left to the reconciler.
     """
     with parts.ledger.lease(workload):
+        check()
         intent = _open(parts, workload, "promote", target, expected_champion, actor, reason, intent_id)
         return _carry_out(parts, intent, endpoints, on_step)
 

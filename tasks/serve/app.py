@@ -86,6 +86,7 @@ class App:
             if key and (found := self._cache.get(key)) is not None:
                 self.metrics.cache_hits += 1
                 return job.deliver(Prediction(self._best(found), found))
+            self.metrics.cache_misses += bool(key)
             self._batcher.submit(job)
         except BadRequest as error:
             self._infer_fails(request, 400, str(error))

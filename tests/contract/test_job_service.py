@@ -65,6 +65,9 @@ ESCAPES = {
     "writable root": {"read_only": False},
     "a room of the host": {"room": "/etc"},
     "a folder of the host": {"folder": "/etc"},
+    "another site's label": {"labels": {"site": "another"}},
+    "another job's label": {"labels": {"job": "another"}},
+    "a lease of its own": {"labels": {"devices": "GPU-a"}},
 }
 
 

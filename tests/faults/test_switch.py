@@ -20,7 +20,7 @@ import pytest
 from ports import free_port
 
 from tasks.release.gateway import Gateway, command
-from tasks.release.ledger import Ledger
+from tasks.release.ledger import LeaseHeld, Ledger
 from tasks.release.model import Backend, Route, Version, service_name
 from tasks.release.reconcile import reconcile_once, run
 from tasks.release.rollout import begin
@@ -554,6 +554,24 @@ def test_promote_and_rollback_raced(stack):
     assert [row.previous for row in commits[1:]] == [row.target for row in commits[:-1]]
     print(f"\n{ {kind: outcomes.count(kind) for kind in set(outcomes)} }")
     stack.assert_agree("race", "1", "2", "3")
+
+
+def test_what_is_checked_last_is_checked_while_nobody_else_can_act(stack):
+    """A rollback that ended the rollout while replicas were waited for wins: nothing has moved."""
+    prepared(stack, "checked")
+    rows, champion = stack.parts.ledger.history("checked"), stack.parts.ledger.champion("checked")
+    another = parts_at(stack.envoy_home, stack.ports, stack.home)
+
+    def check() -> None:
+        with pytest.raises(LeaseHeld), another.ledger.lease("checked", wait_seconds=0):
+            pass
+        raise Refused("its rollout was aborted")
+
+    with pytest.raises(Refused, match="its rollout was aborted"):
+        stack.promote("checked", 3, champion.version, "checked-late", check=check)
+    assert stack.parts.ledger.history("checked") == rows
+    assert not stack.parts.ledger.open_intents()
+    stack.assert_agree("checked", champion.version)
 
 
 def test_a_gateway_that_is_down_opens_no_intent(tmp_path):

@@ -52,7 +52,7 @@ def test_a_gang_is_one_network_one_volume_and_a_container_a_node():
         "WorkingDir": "/work/room",
         "Entrypoint": [],
         "Cmd": ["python3", "-m", "gang", "--node=1", "node-0:29400"],
-        "Env": ["A=1", "B=1"],
+        "Env": ["A=1", "B=1", "NVIDIA_VISIBLE_DEVICES=void"],
         "Labels": labels
         | {"drydock.workload": "digits", "drydock.rank": "1", "drydock.attempt": "3", "drydock.nodes": "2"},
         "StopTimeout": 10,

@@ -12,9 +12,11 @@ import pytest
 
 from tasks import gangs
 from tasks.engines.protocol import JobState, JobStatus
-from tasks.gangs import Containers
-from tasks.spec.errors import DrydockError, TryAgain
+from tasks.gangs import Containers, Followed
+from tasks.spec.errors import DrydockError, IntegrityLost, TryAgain
+from tasks.store.manifest import write_manifest
 from tasks.train.gang import ACCUMULATE
+from tasks.train.history import History
 
 FILES = {"weights.safetensors": b"w", "history.jsonl": b'{"epoch": 1}\n'}
 FILES["done.json"] = json.dumps({"weights_sha256": hashlib.sha256(b"w").hexdigest()}).encode()
@@ -181,3 +183,42 @@ def test_without_the_bound_a_storm_goes_on(run, monkeypatch):
 def test_only_launchers_that_share_no_room_restart_nothing(train_request, tmp_path, nodes, shares_room, says):
     job = gangs.gang_job(train_request(nodes=nodes), tmp_path, 1, 1, shares_room, key="a", folder="/x")
     assert ("--restarts=0" in job.command) is says
+
+
+class Rotten(Restarting):
+    """Its gang ends well with other weights than it says."""
+
+    def fetch(self, handle: str, path: str, target: Path) -> bool:
+        found = super().fetch(handle, path, target)
+        if found and path == "weights.safetensors":
+            target.write_bytes(b"x")
+        return found
+
+
+def test_a_result_that_rotted_is_not_adopted_again(run, tmp_path):
+    engine = Rotten(polls=[DONE], submits=["job-k"])
+    with pytest.raises(IntegrityLost, match="weights have digest"):
+        run(engine)
+    assert engine.forgotten == 1
+
+
+class Saving(Restarting):
+    """Its gang has saved every epoch up to the last one that it told of."""
+
+    def fetch(self, handle: str, path: str, target: Path) -> bool:
+        if not path.startswith("checkpoints/"):
+            return False
+        target.mkdir(parents=True)
+        (target / "model").write_text(path)
+        write_manifest(target)
+        return True
+
+
+def test_of_the_checkpoints_that_are_copied_as_many_are_kept_as_the_workload_says(tmp_path):
+    (tmp_path / "history.jsonl").write_text("")
+    history = History(tmp_path / "history.jsonl", lambda line: None)
+    followed = Followed(Saving([], []), "job-k", tmp_path, history, keep=2)
+    for epoch in (1, 2, 3, 4):
+        history.seen = epoch
+        followed.mirror()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch-00003", "epoch-00004"]

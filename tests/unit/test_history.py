@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.history import history_text, origin_of, served_at, ulid_time
+from tasks.history import _answer, history_text, origin_of, served_at, ulid_time
 from tasks.release.model import Version
 from tasks.serve.passport import Ulids
 from tasks.site import Site
@@ -98,3 +98,11 @@ def test_any_ulid_has_a_time_or_is_refused(text):
 def test_what_is_no_passport_is_refused_before_anything_is_asked(site, passport):
     with pytest.raises(BadRequest, match=r"--passport"):
         origin_of(site, "digits", passport)
+
+
+@pytest.mark.parametrize(("probability", "told"), [(0.9123, "3.5 (0.912)"), (None, "3.5")])
+def test_an_answer_is_told_with_its_probability_where_it_has_one(site, monkeypatch, probability, told):
+    """A number that was answered has none."""
+    rows = [{"label": "3.5", "probability": probability}]
+    monkeypatch.setattr("tasks.history.find_prediction", lambda folder, passport: rows)
+    assert _answer(site, "digits", f"{DIGEST}.x") == told

@@ -294,6 +294,11 @@ class TestChain:
         shutil.copy(other.home / "ledger.db", filled.home / "ledger.db")
         with pytest.raises(IntegrityLost, match="row 6 is not the one that was signed"):
             Ledger(filled.home).verify()
+        # Nor is it signed with the next row: that would make it true for ever.
+        with pytest.raises(IntegrityLost, match="row 6 was edited, or one before it"):
+            Ledger(filled.home).record_event("digits", "test", "eve", "one more")
+        with pytest.raises(IntegrityLost, match="row 6 is not the one that was signed"):
+            Ledger(filled.home).verify()
 
     @pytest.mark.parametrize("change", ["seq", "row_hash", "ed25519"])
     def test_a_forged_head_does_not_verify(self, filled, change):

@@ -283,6 +283,11 @@ def test_a_candidate_that_mends_a_failing_champion_passes():
     assert verdict_on(PLAN, _counts(requests=1000), champion).verdict == "pass"
 
 
+def test_a_champion_whose_failures_are_counted_before_its_requests_is_still_judged_against():
+    champion = _counts(requests=50).model_copy(update={"failures": 60, "refused": 55})
+    assert verdict_on(PLAN, _counts(requests=1000), champion).verdict in ("pass", "inconclusive")
+
+
 def test_a_rise_of_errors_that_the_plan_allows_does_not_fail():
     champion = _counts(requests=50_000)
     assert verdict_on(PLAN, _counts(requests=5000, failures=50), champion).verdict == "pass"

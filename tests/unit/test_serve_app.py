@@ -335,6 +335,7 @@ def test_a_hit_of_the_cache_has_a_passport_of_its_own(digits, serve):
     assert first.json() == second.json()
     assert first.headers["x-drydock-passport"] != second.headers["x-drydock-passport"]
     assert b"drydock_cache_hits_total 1.0" in served.metrics.text()
+    assert b"drydock_cache_misses_total 1.0" in served.metrics.text()
     assert served("POST", INFER, json=body([[17.0] * 64])).status_code == 400
     assert served("POST", INFER, json=body([[17.0] * 64])).status_code == 400
 
