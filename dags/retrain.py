@@ -10,7 +10,7 @@ from tasks.orchestrate.catalogue import broken, declared, retrain_docs
 from tasks.orchestrate.notifier import DrydockNotifier
 from tasks.orchestrate.operator import PlanOperator, StepOperator
 from tasks.orchestrate.params import form
-from tasks.orchestrate.pools import pool_of
+from tasks.orchestrate.pools import pool_of, pool_of_students
 
 for workload in declared():
     name = workload.name
@@ -45,9 +45,9 @@ for workload in declared():
         )
         pool, slots = pool_of(workload.train)
         train = StepOperator(task_id="train", step="train", pool=pool, pool_slots=slots, inlets=[dataset])
-        compress = StepOperator.partial(task_id="compress", step="compress").expand(
-            item=list(workload.compress.labels)
-        )
+        compress = StepOperator.partial(
+            task_id="compress", step="compress", **pool_of_students(workload)
+        ).expand(item=list(workload.compress.labels))
         evaluate = StepOperator.partial(task_id="evaluate", step="evaluate").expand(item=compress.output)
         evaluate_champion = StepOperator(task_id="evaluate_champion", step="evaluate_champion")
         judge = StepOperator(task_id="judge", step="judge", trigger_rule="none_failed")

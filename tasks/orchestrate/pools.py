@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from tasks.spec.compress import Distilled
 from tasks.spec.errors import BadRequest
 from tasks.spec.settings import Settings
 from tasks.spec.workload import Train, Workload
@@ -20,6 +23,14 @@ def pool_of(train: Train) -> tuple[str, int]:
     if train.resources.gpus:
         return GPUS, train.world_size * train.resources.gpus
     return TRAINING, train.world_size
+
+
+def pool_of_students(workload: Workload) -> dict[str, Any]:
+    """Return where a compression waits that trains students as the workload trains, as an operator takes it; empty
+    where none is trained. Pure."""
+    if not any(isinstance(variant, Distilled) for variant in workload.compress.variants):
+        return {}
+    return dict(zip(("pool", "pool_slots"), pool_of(workload.train), strict=True))
 
 
 def sizes(settings: Settings) -> dict[str, int]:

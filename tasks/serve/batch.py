@@ -23,6 +23,7 @@ from tasks.serve.package import Package
 from tasks.spec.errors import BadRequest, DrydockError
 
 WARM_UP_CALLS = 3
+CHEAP_TURNS = 8  # of max_queue requests each
 CHEAP_SECONDS = 1e-3  # for one row; a thread's hand-over costs a tenth of it
 # What would hold the loop for longer goes to the thread: a batch of a cheap model, a lone request to a dear one.
 INLINE_SECONDS = 5e-3
@@ -71,8 +72,10 @@ class Batcher:
 
     @property
     def full(self) -> bool:
-        """Whether ``max_queue`` requests wait; what a cheap model answers at the end of this turn does not wait."""
-        return len(self._queue) >= self.max_queue and (not self.cheap or self._running > 0)
+        """Whether ``max_queue`` requests wait. What a cheap model answers in the next few turns does not wait, but is
+        held in memory."""
+        most = self.max_queue if not self.cheap or self._running else CHEAP_TURNS * self.max_queue
+        return len(self._queue) >= most
 
     def warm_up(self) -> None:
         """Let the runtime allocate, hold the package to its golden sample, and measure what one row costs.

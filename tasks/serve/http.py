@@ -84,7 +84,8 @@ class Connection(asyncio.Protocol):
 
     def ends_with(self, request: Request) -> bool:
         """Whether nothing came after this request."""
-        return self._waiting[-1] is request and self._request in (None, request) and not self._unfed
+        last = self._waiting[-1] if self._waiting else None  # none: it was dropped, as its connection drains
+        return last is request and self._request in (None, request) and not self._unfed
 
     # --- what the event loop calls ---
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.orchestrate.pools import fits_pool, pool_of, sizes
+from tasks.orchestrate.pools import fits_pool, pool_of, pool_of_students, sizes
+from tasks.spec.compress import Distilled
 from tasks.spec.errors import BadRequest
 from tasks.spec.load import load_workload
 from tasks.spec.settings import resolve
@@ -23,6 +24,14 @@ def with_gpus(workload, gpus: int):
 def test_a_rank_takes_a_slot_and_a_gpu_one_of_its_own_pool():
     assert pool_of(digits(nodes=2, ranks=3).train) == ("training", 6)
     assert pool_of(with_gpus(digits(nodes=2, ranks=3), 2).train) == ("gpus", 12)
+
+
+def test_a_compression_that_trains_students_waits_as_a_training_does():
+    gpus = with_gpus(digits(nodes=1, ranks=2), 1)
+    assert pool_of_students(gpus) == {}, "it trains none"
+    student = Distilled(kind="distilled", student={"kind": "mlp", "hidden": (8,)})
+    teaching = gpus.model_copy(update={"compress": gpus.compress.model_copy(update={"variants": (student,)})})
+    assert pool_of_students(teaching) == {"pool": "gpus", "pool_slots": 2}
 
 
 def test_pools_have_the_size_of_the_machine():

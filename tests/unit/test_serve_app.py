@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tasks.serve.app import App
-from tasks.serve.batch import LONE_SECONDS, Batcher
+from tasks.serve.batch import CHEAP_TURNS, LONE_SECONDS, Batcher
 from tasks.serve.cache import ENTRY_BYTES, Cache
 from tasks.serve.http import Connections
 from tasks.serve.message import Limits
@@ -229,6 +229,15 @@ def at_once(served, num_requests, **arguments) -> list[httpx.Response]:
     url = f"http://127.0.0.1:{served.port}{INFER}"
     with ThreadPoolExecutor(num_requests) as pool:
         return list(pool.map(lambda _: httpx.post(url, timeout=20, **arguments), range(num_requests)))
+
+
+def test_what_waits_for_a_cheap_model_is_bounded_too(digits, serve):
+    batcher = serve(digits, max_queue=3, cheap=True).batcher
+    batcher._queue.extend([(None, 1, 64)] * 3)
+    assert not batcher.full, "they are answered at the end of this turn"
+    batcher._queue.extend([(None, 1, 64)] * (3 * CHEAP_TURNS - 3))
+    assert batcher.full
+    batcher._queue.clear()
 
 
 def test_a_full_queue_says_when_to_come_again(digits, serve):
