@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from tasks.cli import cli
 from tasks.command.status import status_of, status_text
+from tasks.release.model import Version
 from tasks.site import Site
 from tasks.spec.errors import BadRequest
 from tasks.spec.settings import resolve
@@ -44,3 +45,18 @@ def test_a_name_that_nothing_knows_is_a_bad_request(home, command):
     found = CliRunner().invoke(cli, command)
     assert isinstance(found.exception, BadRequest) or found.exit_code == 30
     assert "nope" in str(found.exception) + found.output
+
+
+def test_a_ledger_in_another_database_is_looked_at_too(home, tmp_path, monkeypatch):
+    """As in the compose stack: there is no ledger.db in the home."""
+    (tmp_path / "url").write_text(f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    assert not Site(resolve()).has_ledger
+    monkeypatch.setenv("DRYDOCK_LEDGER_DATABASE", str(tmp_path / "url"))
+    site = Site(resolve())
+    site.ledger.open_intent(
+        "digits", "promote", Version(version="7", digest_sha256="a" * 64), None, actor="rita", reason="", intent_id="p"
+    )
+    site.ledger.commit("p")
+    assert not (site.home / "ledger.db").exists()
+    found = next(one for one in status_of(site)["workloads"] if one["workload"] == "digits")
+    assert found["champion"] == "7"
